@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.events import Event
 from tasks.jobs.job import TrainingJob
-from tasks.state.record import JobStatus
+from tasks.state.quotas import Quota
+from tasks.state.record import GpuUse, JobStatus
+from tasks.state.usage import Usage
 from tasks.state.webhook_deliveries import Delivery
 from tasks.state.webhook_secrets import WebhookSecret
 
@@ -81,7 +83,12 @@ class JobView(View):
     tenant: str
     type: str
     preset: str | None
+    labels: dict[str, str]
+    metadata: dict[str, Any]
     priority: int
+    """The priority among the tenant's jobs, which may have been changed since submit."""
+    moved_to_front_at: datetime | None
+    """When the job was moved in front of its tenant's jobs, whatever their priorities."""
     status: JobStatus
     stage: str
     """The current stage, or the one that the job waits for."""
@@ -101,6 +108,8 @@ class JobView(View):
     estimated_end_at: datetime | None
     """When the job ended, or is expected to end; null when unknown."""
     stages: tuple[StageView, ...]
+    gpu_use: GpuUse
+    """GPU seconds by memory class, and their cost; of starts that have ended."""
     error: ErrorView | None
     result: ResultView | None
     """Null for a job that has published nothing."""
@@ -123,6 +132,8 @@ class PriceView(View):
     """Price of the stages whose duration is known."""
     per_hour: float
     gpu_hours: float | None
+    currency: str | None
+    """Null if the operator does not name it."""
 
 
 class RouteView(View):
@@ -329,6 +340,23 @@ class LinkView(View):
     url: str
     """Address that downloads the file by GET. Anyone who has it can download."""
     expires_at: datetime
+
+
+class TenantUsage(View):
+    """What a tenant used in a month, and its quotas."""
+
+    usage: Usage
+    quotas: Quota | None
+    """The tenant's quotas of every month; null without any."""
+
+
+class UsagePage(View):
+    """What tenants used in a month."""
+
+    month: str
+    """The month in UTC, such as ``2026-11``."""
+    tenants: tuple[TenantUsage, ...]
+    """The tenants, the one with the most GPU hours first."""
 
 
 class PresetView(View):

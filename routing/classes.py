@@ -4,6 +4,8 @@ Knows cards and classes, not jobs or queues.
 """
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 MIB = 2**20
@@ -46,6 +48,7 @@ _FLOOR_MIB = {
     MemoryClass.GB80: 76800,
 }
 _CLASSES = {str(memory_class): memory_class for memory_class in MemoryClass}
+_CURRENCY = re.compile(r"^currency=(?P<currency>[A-Z]{3})$", re.ASCII)
 _PRICE = re.compile(r"^(?P<memory_class>\d+gb)=(?P<price>\d{1,9}(\.\d{1,9})?)$", re.ASCII)
 
 
@@ -60,22 +63,47 @@ def smallest_class_holding(needed_gib: float) -> MemoryClass | None:
     return next((c for c in MemoryClass if needed_gib <= c.floor_gib), None)
 
 
-def parse_prices(text: str) -> dict[MemoryClass, float]:
-    """Parse the price of a GPU hour by class, in the operator's currency.
+@dataclass(frozen=True)
+class GpuPrices:
+    """What GPUs cost.
+
+    Attributes:
+        per_hour: The price of a GPU hour by class.
+        currency: Its currency by ISO 4217; None if the operator does not name it.
+    """
+
+    per_hour: Mapping[MemoryClass, float] = field(default_factory=dict)
+    currency: str | None = None
+
+
+NO_PRICES = GpuPrices()
+
+
+def parse_prices(text: str) -> GpuPrices:
+    """Parse the price of a GPU hour by class.
 
     Args:
-        text: ``class=price``, separated by commas: ``24gb=0.6,40gb=1.8``.
+        text: ``class=price``, separated by commas, and the currency: ``24gb=0.6,currency=EUR``.
 
     Raises:
         ValueError: The text is malformed.
     """
     prices: dict[MemoryClass, float] = {}
+    currency = None
     for part in filter(None, (part.strip() for part in text.split(","))):
+        if named := _CURRENCY.match(part):
+            if currency is not None:
+                raise ValueError("the currency is named twice")
+            currency = named["currency"]
+            continue
         match = _PRICE.match(part)
         memory_class = match and _CLASSES.get(match["memory_class"])
         if match is None or memory_class is None:
-            raise ValueError(f"{part!r} is not class=price; the classes are {', '.join(_CLASSES)}")
+            raise ValueError(
+                f"{part!r} is not class=price or currency=XYZ; the classes are "
+                f"{', '.join(_CLASSES)}"
+            )
         if memory_class in prices:
             raise ValueError(f"{memory_class} has two prices")
         prices[memory_class] = float(match["price"])
-    return prices
+    return GpuPrices(prices, currency)

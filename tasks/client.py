@@ -22,8 +22,10 @@ from tasks.state.connection import check_server, connect
 from tasks.state.control import JobControl
 from tasks.state.ended_jobs import EndedJobs
 from tasks.state.job_store import DispatchOutcome, JobStore
+from tasks.state.quotas import Quotas
 from tasks.state.record import JobRecord, JobStatus, JobSummary
 from tasks.state.tenant_queues import TenantQueues
+from tasks.state.usage import UsageStore
 from tasks.state.webhook_deliveries import WebhookDeliveries
 from tasks.state.webhook_secrets import WebhookSecret, WebhookSecrets
 from tasks.state.workers import WorkerInfo, live_workers, newest_versions, why_unserved
@@ -56,6 +58,8 @@ class Client:
         self.run_history = RunHistoryStore(connection, settings.job_ttl)
         self._app: Celery = make_app(settings, broker_url)
         self.tenant_queues = TenantQueues(connection, settings.job_ttl)
+        self.quotas = Quotas(connection)
+        self.usage = UsageStore(connection)
         self.webhook_secrets = WebhookSecrets(connection)
         self.webhook_deliveries = WebhookDeliveries(connection, settings.job_ttl)
 
@@ -81,6 +85,7 @@ class Client:
             InvalidJobError: It cannot run as described.
             DoesNotFitJobError: No GPU memory class holds it.
             NoWorkerError: ``require_worker``, and no live worker serves its GPU queue.
+            QuotaExceededError: A quota of its tenant refuses it.
         """
         return self.submit_job(parse_job(document), require_worker=require_worker, reads=reads)
 
@@ -147,6 +152,27 @@ class Client:
         """Remove a job from the dead-letter queue; see ``JobControl.discard``."""
         with self._recording(actor, Action.DEAD_LETTER_DISCARD, job_id):
             self.control.discard(job_id)
+
+    def prioritize(self, job_id: str, priority: int | None, actor: str) -> bool:
+        """Change a waiting job's priority; see ``JobControl.prioritize``."""
+        change = "front" if priority is None else priority
+        with self._recording(actor, Action.JOB_PRIORITY, job_id, priority=change):
+            return self.control.prioritize(job_id, priority)
+
+    def change_quotas(
+        self, tenant: str, changes: dict[str, float | bool | None], actor: str
+    ) -> None:
+        """Change some of a tenant's quotas; see ``Quotas.change``."""
+        texts = {name: "none" if value is None else value for name, value in changes.items()}
+        with self.audit.recording(actor, Action.QUOTA_SET, tenant, tenant=tenant, **texts):
+            self.quotas.change(tenant, changes)
+        self.tenant_queues.dispatch()
+
+    def remove_quotas(self, tenant: str, actor: str) -> None:
+        """Remove a tenant's own quotas."""
+        with self.audit.recording(actor, Action.QUOTA_SET, tenant, tenant=tenant, removed=True):
+            self.quotas.remove(tenant)
+        self.tenant_queues.dispatch()
 
     def create_webhook_secret(self, tenant: str, actor: str) -> tuple[WebhookSecret, str]:
         """Create a webhook secret; see ``WebhookSecrets.create``."""

@@ -11,6 +11,7 @@ JobError
 ├── BaseModelError        a base model that is missing or incomplete, with all its problems
 ├── InvalidDestinationError  results cannot be copied where the job asks, with all problems
 ├── BaseModelFilesError   a base model whose files cannot be read
+├── QuotaExceededError    a quota of the tenant refuses the job
 ├── DoesNotFitJobError    no GPU class holds the job
 ├── TrainerError          the trainer stopped without a result
 │   └── UnreadableFileError   a file of the store that the trainer reads is damaged
@@ -63,6 +64,7 @@ class ErrorCode(StrEnum):
     NOT_INSTALLED = "not_installed"
     UNREADABLE_FILE = "unreadable_file"
     INVALID_STATE = "invalid_state"
+    QUOTA_EXCEEDED = "quota_exceeded"
     USAGE = "usage"
 
 
@@ -88,6 +90,7 @@ EXIT_CODES = {
     ErrorCode.INVALID_STATE: 18,
     ErrorCode.GPU_FAILED: 19,
     ErrorCode.INVALID_DESTINATION: 20,
+    ErrorCode.QUOTA_EXCEEDED: 21,
 }
 
 DEAD_LETTER_CODES = frozenset(
@@ -261,6 +264,19 @@ class DoesNotFitJobError(JobError):
     def __init__(self, message: str, remedy: str) -> None:
         super().__init__(f"{message}; {remedy}", ErrorCode.DOES_NOT_FIT)
         self.problems = (Problem("training", message, remedy, code="out_of_range"),)
+
+
+class QuotaExceededError(JobError):
+    """A quota of the tenant refuses another job.
+
+    Args:
+        message: Which one, and what to do.
+        retry_after_s: When the same job may be accepted, in seconds.
+    """
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message, ErrorCode.QUOTA_EXCEEDED, retryable=True)
+        self.retry_after_s = retry_after_s
 
 
 class TrainerError(JobError):

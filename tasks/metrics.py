@@ -173,6 +173,11 @@ STAGE_ENDS = _counter(
         "outcome": ("done", "failed", "cancelled", "retried", "rerouted", "released"),
     },
 )
+GPU_SECONDS = _counter(
+    "gpu_seconds_total",
+    "Seconds that stages used GPUs, lost starts included, by the memory class that jobs needed.",
+    {"class": tuple(map(str, MemoryClass))},
+)
 STAGE_FAILURES = _counter(
     "stage_failures_total",
     "Failures of stages by error code, retried ones included.",
@@ -271,6 +276,11 @@ WORKERS_WANTED = _gauge(
     "queue",
 )
 JOBS_IN_FLIGHT = _gauge("jobs_in_flight", "Jobs that have a message or whose stage runs.")
+TENANT_GPU_SECONDS = _gauge(
+    "tenant_gpu_seconds",
+    "GPU seconds since the month began (UTC), of the tenants that used most; '*' is all others.",
+    "tenant",
+)
 RETRY_JOBS = _gauge("retry_jobs", "Jobs that wait for a retry after a transient error.")
 DEAD_LETTER_JOBS = _gauge("dead_letter_jobs", "Jobs in the dead-letter queue.")
 WEBHOOKS_WAITING = _gauge("webhooks_waiting", "Ended jobs whose webhook is not delivered yet.")

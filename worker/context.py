@@ -130,7 +130,11 @@ def make_context(
     tenant_queues = TenantQueues(client, settings.job_ttl)
     return WorkerContext(
         state=JobStore(
-            client, settings.job_ttl, settings.constants, unacked_index=keys.unacked_index
+            client,
+            settings.job_ttl,
+            settings.constants,
+            unacked_index=keys.unacked_index,
+            prices=settings.prices(),
         ),
         pack_index=PackIndex(patient, settings.job_ttl, settings.visibility_timeout),
         store=Store(settings.resolved_store_url),

@@ -3,16 +3,17 @@
 import json
 from dataclasses import asdict
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 from fastapi.encoders import jsonable_encoder
 from pydantic import BaseModel
 
 from console.api.access import JobReader, ServicesDep
-from console.views import FleetView, PresetView
+from console.views import FleetView, PresetView, UsagePage
 from tasks.jobs.job import TrainingJob
 from tasks.jobs.options import TypeOptions, training_options
+from tasks.state.usage import MONTH
 
 router = APIRouter(tags=["catalog"])
 
@@ -45,6 +46,20 @@ async def list_options(_caller: JobReader) -> Response:
 async def get_fleet(caller: JobReader, services: ServicesDep) -> FleetView:
     """Return the workers and what they run, and the queues and how many jobs wait."""
     return await services.fleet.get(caller)
+
+
+@router.get("/usage")
+async def list_usage(
+    caller: JobReader,
+    services: ServicesDep,
+    month: Annotated[
+        str | None, Query(pattern=MONTH.pattern, description="`2026-11`; by default, this month.")
+    ] = None,
+    tenant: Annotated[str | None, Query(max_length=100, description="For operators.")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> UsagePage:
+    """Return what the tenants that the key sees used in a month (UTC), the largest first."""
+    return await services.fleet.usage(caller, month, tenant, limit)
 
 
 @router.get("/health")

@@ -1,16 +1,19 @@
 """Jobs: submit, preview, list and change."""
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from console.api.access import JobReader, JobWriter, ServicesDep
 from console.api.openapi import errors, reference
-from console.errors import UnsupportedMediaTypeError
+from console.errors import BadRequestError, UnsupportedMediaTypeError
 from console.views import JobPage, JobView, Preview
+from routing.policy import TrainingType
 from tasks.errors import InvalidJobError, Problem
 from tasks.jobs.document import DocumentError, read_json
+from tasks.state.job_search import JobFilter, parse_labels
 from tasks.state.record import JobStatus
 
 router = APIRouter(tags=["jobs"])
@@ -79,6 +82,14 @@ async def list_jobs(
         str | None, Query(max_length=100, description="Text in the id or name.")
     ] = None,
     status: JobStatus | None = None,
+    queue: Annotated[str | None, Query(max_length=100)] = None,
+    type: TrainingType | None = None,
+    label: Annotated[
+        list[str],
+        Query(max_length=32, description="`name=value`, or `name` for any value; repeatable."),
+    ] = [],  # noqa: B006 - FastAPI copies it
+    created_after: AwareDatetime | None = None,
+    created_before: AwareDatetime | None = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[
         str | None, Query(max_length=200, description="`next_cursor` of the page before.")
@@ -86,9 +97,46 @@ async def list_jobs(
     tenant: Annotated[str | None, Query(max_length=100, description="For operators.")] = None,
 ) -> JobPage:
     """List jobs, newest first; `next_cursor` is the cursor of the next page."""
-    return await services.jobs.page(
-        caller, search=search, status=status, limit=limit, cursor=cursor, tenant=tenant
+    try:
+        labels = parse_labels(label)
+    except ValueError as error:
+        raise BadRequestError(f"label: {error}") from error
+    wanted = JobFilter(
+        text=search or "",
+        status=status,
+        tenant=tenant,
+        queue=queue,
+        type=type,
+        labels=labels,
+        created_after=created_after,
+        created_before=created_before,
     )
+    return await services.jobs.page(caller, wanted, limit=limit, cursor=cursor)
+
+
+class PriorityChange(BaseModel):
+    """What to change: exactly one of both."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    priority: Annotated[int, Field(ge=0, le=9, strict=True)] | None = None
+    """The priority among the tenant's waiting jobs; 9 is dispatched first."""
+    front: bool = False
+    """Move the job in front of all of them."""
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Self:
+        if (self.priority is not None) == self.front:
+            raise ValueError("give either a priority or front: true")
+        return self
+
+
+@router.post("/jobs/{job_id}:prioritize", responses=errors(409))
+async def set_job_priority(
+    caller: JobWriter, services: ServicesDep, job_id: str, change: PriorityChange
+) -> JobView:
+    """Change the priority of a waiting job among its tenant's, or move it to the front."""
+    return await services.jobs.prioritize(caller, job_id, change.priority)
 
 
 @router.post("/jobs/{job_id}:cancel", responses=errors(409))

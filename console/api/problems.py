@@ -34,6 +34,7 @@ _STATUS = {
     ErrorCode.DOES_NOT_FIT: 422,
     ErrorCode.UNKNOWN_JOB: 404,
     ErrorCode.INVALID_STATE: 409,
+    ErrorCode.QUOTA_EXCEEDED: 429,
     ErrorCode.NO_BROKER: 503,
     ErrorCode.NO_WORKER: 503,
     ErrorCode.STORE: 503,
@@ -51,6 +52,7 @@ _REMEDIES = {
     ErrorCode.INVALID_STATE: ConflictError.remedy,
     ErrorCode.NO_BROKER: "send it again later; the operator runs training-worker doctor",
     ErrorCode.NO_WORKER: "send it again when a worker serves the queue",
+    ErrorCode.QUOTA_EXCEEDED: "send it again after Retry-After seconds, or ask the operator",
     ErrorCode.STORE: "send it again later; the operator runs training-worker doctor",
     ErrorCode.INTERNAL: "report it to the operator: the console's log has the details",
     NotFoundError.code: "use a path that /v1/docs describes",
@@ -183,7 +185,8 @@ async def _job_error(_request: Request, error: Exception) -> Response:
         return _unexpected()
     problems: Sequence[Problem] = getattr(error, "problems", ())
     retryable = error.retryable or status == 503
-    headers = {"Retry-After": str(_RETRY_AFTER_S)} if retryable else None
+    retry_after_s = getattr(error, "retry_after_s", _RETRY_AFTER_S)
+    headers = {"Retry-After": str(retry_after_s)} if retryable else None
     return problem(status, error.code, error.message, problems, headers, retryable=retryable)
 
 

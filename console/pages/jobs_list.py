@@ -13,6 +13,7 @@ from console.services.services import Services
 from console.views import JobPage, JobView
 from tasks.api_keys import Scope
 from tasks.errors import JobError
+from tasks.state.job_search import JobFilter, parse_labels
 from tasks.state.record import JobStatus
 
 _PAGE_SIZE = 25
@@ -45,7 +46,13 @@ class JobsList:
                 Tag("a", "New job", "btn btn-primary", href=self._frame.link("/new"))
         with Tag("section", classes="panel", aria_label="Jobs"):
             with Tag("div", classes="filters", role="search"):
-                Field("Search", "text", self._search, self._set_search, placeholder="Name or id")
+                Field(
+                    "Search",
+                    "text",
+                    self._search,
+                    self._set_search,
+                    placeholder="Name, id or label=value",
+                )
                 statuses = [
                     Choice(_ANY, "Any"),
                     *(Choice(status, status.capitalize()) for status in JobStatus),
@@ -84,8 +91,7 @@ class JobsList:
         try:
             page = await self._services.jobs.page(
                 self._frame.allowed(Scope.JOBS_READ),
-                search=self._search or None,
-                status=None if self._status == _ANY else self._status,
+                _filter_of(self._search, None if self._status == _ANY else self._status),
                 limit=_PAGE_SIZE,
                 cursor=self._cursors[-1],
             )
@@ -138,6 +144,14 @@ class JobsList:
             Tag("p", "There are no jobs yet.")
             if self._frame.caller.allows(Scope.JOBS_WRITE):
                 Tag("a", "Start the first job", "btn btn-primary", href=self._frame.link("/new"))
+
+
+def _filter_of(search: str, status: str | None) -> JobFilter:
+    """Return which jobs a search means: words with ``=`` are labels, the rest is text."""
+    words = search.split()
+    labels = parse_labels(word for word in words if "=" in word.strip("="))
+    text = " ".join(word for word in words if "=" not in word.strip("="))
+    return JobFilter(text=text, status=status, labels=labels)
 
 
 def _status_details(job: JobView) -> str:

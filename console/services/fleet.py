@@ -3,9 +3,18 @@
 from statistics import median
 from typing import Any
 
+from console.errors import ForbiddenError
 from console.services.jobs import Jobs, without_quarantine_reasons
 from console.services.threads import in_thread
-from console.views import FleetView, PresetView, QueueView, WorkerView
+from console.views import (
+    FleetView,
+    PresetView,
+    QueueView,
+    TenantUsage,
+    UsagePage,
+    WorkerView,
+)
+from routing.fair_share import OTHERS
 from routing.queues import ENGINE_QUEUES, STAGE_QUEUES
 from tasks.api_keys import Caller
 from tasks.client import Client
@@ -53,6 +62,34 @@ class Fleet:
             for name, info in self._client.live_workers().items()
         )
         return FleetView(workers=workers, queues=self._queues(in_flight, caller))
+
+    @in_thread
+    def usage(self, caller: Caller, month: str | None, tenant: str | None, limit: int) -> UsagePage:
+        """Return what tenants used in a month; a tenant's key sees its own.
+
+        Args:
+            caller: The caller.
+            month: ``2026-11``; None is this month.
+            tenant: A tenant; operators may name any.
+            limit: Maximum number of tenants.
+
+        Raises:
+            ForbiddenError: The caller may not see this tenant.
+        """
+        if tenant is not None and not caller.sees(tenant):
+            raise ForbiddenError("this key sees only its tenant's usage", "tenant")
+        store, tenant = self._client.usage, caller.tenant or tenant
+        month = month or store.this_month()
+        found = store.all(month) if tenant is None else [store.of(tenant, month)]
+        found.sort(key=lambda usage: (-usage.gpu_hours, usage.tenant))
+        quotas = self._client.quotas.all()
+        return UsagePage(
+            month=month,
+            tenants=tuple(
+                TenantUsage(usage=usage, quotas=quotas.get(usage.tenant) or quotas.get(OTHERS))
+                for usage in found[:limit]
+            ),
+        )
 
     @in_thread
     def presets(self) -> tuple[PresetView, ...]:

@@ -20,7 +20,8 @@ from tasks.eta.estimate import JobProgress, expected_end
 from tasks.eta.history import RunHistory
 from tasks.events import DatasetChecked, Progress
 from tasks.jobs.job import TrainingJob
-from tasks.state.record import JobRecord, JobSummary
+from tasks.state.job_search import JobFilter, find_jobs
+from tasks.state.record import JobRecord
 
 # Jobs of a tenant whose read events are remembered; those of others are read again.
 _MAX_REMEMBERED = 500
@@ -28,13 +29,10 @@ _MAX_REMEMBERED = 500
 _HISTORY_TTL_S = 5.0
 # Jobs that one search looks at; it returns what it has found by then.
 _MAX_SEARCHED = 2000
-_MIN_BATCH = 50
 ID_DIGITS = 12
 """Length of the digest that a tenant's job id ends with."""
 _ID = re.compile(r"[\w.-]{1,100}", re.ASCII)
 _CURSOR = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)~([\w.-]{1,100})", re.ASCII)
-
-Matches = Callable[[JobSummary], bool]
 
 
 @dataclass
@@ -83,54 +81,36 @@ class Jobs:
     def page(
         self,
         caller: Caller,
+        wanted: JobFilter,
         *,
-        search: str | None = None,
-        status: str | None = None,
         limit: int = 50,
         cursor: str | None = None,
-        tenant: str | None = None,
     ) -> JobPage:
         """Return a page of the jobs that the caller sees, newest first.
 
         Args:
             caller: Tenants see their own jobs.
-            search: Text in the id or name.
-            status: A job status.
+            wanted: Which jobs; operators may name any tenant.
             limit: Maximum number of jobs. A page can be shorter although there are more.
             cursor: ``next_cursor`` of the page before.
-            tenant: A tenant whose jobs to list; operators may name any.
 
         Raises:
             BadRequestError: The cursor is malformed.
             ForbiddenError: The caller may not see this tenant.
         """
-        if tenant is not None and not caller.sees(tenant):
+        if wanted.tenant is not None and not caller.sees(wanted.tenant):
             raise ForbiddenError("this key lists only its tenant's jobs", "tenant")
-        matches = _matching(search, status)
-        state, tenant = self._client.state, caller.tenant or tenant
-        found: list[tuple[float, str]] = []
-        searched, last = 0, None if cursor is None else _position_in(cursor)
-        # One more than the page holds shows whether there are more.
-        while len(found) <= limit and searched < _MAX_SEARCHED:
-            entries = state.submitted(tenant, last, max(limit + 1, _MIN_BATCH))
-            summaries = {
-                summary.id: summary
-                for summary in state.summaries([job_id for _, job_id in entries])
-            }
-            found += [
-                entry for entry in entries if entry[1] in summaries and matches(summaries[entry[1]])
-            ]
-            searched += len(entries)
-            last = entries[-1] if entries else None
-            if last is None:
-                break
-        page = found[:limit]
-        if len(found) > limit:
-            last = page[-1]
-        records = state.get_all([job_id for _, job_id in page])
+        found = find_jobs(
+            self._client.state,
+            replace(wanted, tenant=caller.tenant or wanted.tenant),
+            limit,
+            after=None if cursor is None else _position_in(cursor),
+            max_searched=_MAX_SEARCHED,
+        )
+        records = self._client.state.get_all(found.ids)
         return JobPage(
             jobs=tuple(self.view(record, caller) for record in records),
-            next_cursor=last and f"{last[0]!r}~{last[1]}",
+            next_cursor=found.last and f"{found.last[0]!r}~{found.last[1]}",
         )
 
     @in_thread
@@ -173,6 +153,20 @@ class Jobs:
             caller, job_id, lambda known_id: self._client.resume(known_id, caller.actor)
         )
 
+    @in_thread
+    def prioritize(self, caller: Caller, job_id: str, priority: int | None) -> JobView:
+        """Change a waiting job's priority among its tenant's jobs; None moves it to the front.
+
+        Raises:
+            UnknownJobError: The caller sees no job of this id.
+            InvalidStateError: The job has ended, or waits no more.
+        """
+        return self._change(
+            caller,
+            job_id,
+            lambda known_id: self._client.prioritize(known_id, priority, caller.actor),
+        )
+
     def record(self, caller: Caller, job_id: str) -> JobRecord:
         """Return the record of a job that the caller sees.
 
@@ -199,7 +193,10 @@ class Jobs:
             tenant=record.job.tenant,
             type=training.type,
             preset=record.job.preset,
-            priority=record.job.priority,
+            labels=record.labels,
+            metadata=record.job.metadata,
+            priority=record.priority,
+            moved_to_front_at=record.moved_to_front_at,
             status=record.status,
             stage=record.stage,
             waiting_reason=without_quarantine_reasons(self._client.waiting_reason(record), caller),
@@ -212,6 +209,7 @@ class Jobs:
             progress=_progress_view(record, progress),
             estimated_end_at=end,
             stages=tuple(_stage_view(record, name) for name in STAGES),
+            gpu_use=record.gpu_use,
             error=_error_view(record),
             result=_result(record, caller),
         )
@@ -263,16 +261,6 @@ def without_quarantine_reasons(waiting_reason: str | None, caller: Caller) -> st
     if waiting_reason is None or caller.is_operator:
         return waiting_reason
     return waiting_reason.partition(";")[0]
-
-
-def _matching(search: str | None, status: str | None) -> Matches:
-    text = (search or "").lower()
-
-    def matches(summary: JobSummary) -> bool:
-        is_named = text in summary.id.lower() or text in summary.name.lower()
-        return is_named and status in (None, summary.status)
-
-    return matches
 
 
 def _position_in(cursor: str) -> tuple[float, str]:

@@ -12,7 +12,7 @@ from console.services.jobs import ID_DIGITS, Jobs, tenant_job_id, without_quaran
 from console.services.tenant_policy import TenantPolicy
 from console.services.threads import in_thread
 from console.views import EstimateView, JobView, Preview, PriceView, RouteView
-from routing.classes import MemoryClass
+from routing.classes import GpuPrices, MemoryClass
 from tasks.api_keys import Caller
 from tasks.client import Client
 from tasks.data.read_policy import ReadPolicy
@@ -185,10 +185,8 @@ def _with_id(caller: Caller, job: TrainingJob, idempotency_key: str | None) -> T
     return job.model_copy(update={"id": job_id})
 
 
-def _price(
-    prices: dict[MemoryClass, float], memory_class: MemoryClass, estimate: Forecast
-) -> PriceView | None:
-    per_hour = prices.get(memory_class)
+def _price(prices: GpuPrices, memory_class: MemoryClass, estimate: Forecast) -> PriceView | None:
+    per_hour = prices.per_hour.get(memory_class)
     if per_hour is None:
         return None
     seconds = [stage.seconds for stage in estimate.stages if stage.stage in _GPU_STAGES]
@@ -199,4 +197,5 @@ def _price(
         min_amount=hours * per_hour,
         per_hour=per_hour,
         gpu_hours=hours if is_complete else None,
+        currency=prices.currency,
     )

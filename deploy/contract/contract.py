@@ -67,6 +67,7 @@ ERROR_CODES = {
     "not_installed": "A part that the job needs is not installed on the worker.",
     "unreadable_file": "A file cannot be read.",
     "invalid_state": "The job's state does not allow the request.",
+    "quota_exceeded": "A quota of the tenant refuses the job; the message says until when.",
     "usage": "A command line was wrong. No job fails with this code.",
 }
 """The reasons why a job failed."""

@@ -43,6 +43,7 @@ export const ERROR_CODES = {
   "not_installed": "A part that the job needs is not installed on the worker.",
   "unreadable_file": "A file cannot be read.",
   "invalid_state": "The job's state does not allow the request.",
+  "quota_exceeded": "A quota of the tenant refuses the job; the message says until when.",
   "usage": "A command line was wrong. No job fails with this code."
 } as const;
 
@@ -1575,6 +1576,13 @@ export interface TrainingJob {
    */
   priority?: number;
   /**
+   * Up to 32 names with short texts, such as `customer: "17"`; lists of jobs can be filtered by
+   * them. They are as in Kubernetes: up to 63 letters, digits, `-`, `_` and `.`, in names `/`.
+   */
+  labels?: Record<string, string>;
+  /** Any JSON object of up to 4,096 bytes and 8 levels, which is returned with the job. */
+  metadata?: Record<string, unknown>;
+  /**
    * The program that trains. `diffusers` is this package's own; `invoke-training` is that
    * library, on the workers that have it: see docs/guides/invoke-training.md.
    * @default "diffusers"
@@ -1731,6 +1739,19 @@ export type JobEvent = JobAccepted | StageStarted | StageFinished | Progress | D
 
 export type RaisedError = [string, ErrorCode, string, boolean];
 
+/** What a job has used of GPUs; a start that runs counts from its end on. */
+export interface GpuUse {
+  /** GPU seconds by the memory class of the queue that they were used for. */
+  seconds: Record<string, number>;
+  /**
+   * The cost, by the price of each start; null if a GPU had none.
+   * @default 0.0
+   */
+  cost: number | null;
+  /** The currency of the prices, if `TRAINING_GPU_PRICES` names one. */
+  currency: string | null;
+}
+
 /** The result of `training.submit` when its job has succeeded. */
 export interface JobResult {
   /** Location of the first file: a path, or an address in the store's cloud. */
@@ -1747,6 +1768,11 @@ export interface JobResult {
    * @default []
    */
   copies: (PublishedCopy)[];
+  /**
+   * What the job used of GPUs, and what that cost.
+   * @default {"seconds": {}, "cost": 0.0, "currency": null}
+   */
+  gpu_use: GpuUse;
   job_id: string;
   /**
    * The job's last stage.
@@ -1839,6 +1865,11 @@ export interface Published {
    * @default []
    */
   copies: (PublishedCopy)[];
+  /**
+   * What the job used of GPUs, and what that cost.
+   * @default {"seconds": {}, "cost": 0.0, "currency": null}
+   */
+  gpu_use: GpuUse;
 }
 
 /** The published files of a job, for its tenant. */
@@ -1909,6 +1940,11 @@ export interface Manifest {
   /** Null if the job was cancelled during training. */
   final_loss: number | null;
   gpu_memory: GpuMemory;
+  /**
+   * What the job used of GPUs, and what that cost.
+   * @default {"seconds": {}, "cost": 0.0, "currency": null}
+   */
+  gpu_use: GpuUse;
   /** The record of each stage until `publish` ended. */
   stages: Record<string, StageRecord>;
   engine: Engine;

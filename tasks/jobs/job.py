@@ -1,5 +1,7 @@
 """``TrainingJob``: the description of one job, and its parser."""
 
+import json
+import re
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -9,7 +11,7 @@ from routing.estimate import PUBLISHED, MemoryModel
 from routing.policy import AUTO_SHARE, DoesNotFitError, Route, TrainingType, route
 from routing.queues import DIFFUSERS, INVOKE, Engine
 from tasks.errors import DoesNotFitJobError, InvalidJobError, Problem
-from tasks.escaping import listed, quoted
+from tasks.escaping import listed, quoted, shortened
 from tasks.jobs import invoke
 from tasks.jobs.destinations import MAX_DESTINATIONS, Destination
 from tasks.jobs.document import DocumentError, plain_document
@@ -24,6 +26,52 @@ from tasks.strict_model import SAFE_NAME, StrictModel
 
 # Job ids and names become parts of store keys and file names.
 SafeName = Annotated[str, Field(pattern=SAFE_NAME, max_length=100), Location.NONE]
+
+
+_LABEL_TEXT = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
+_LABEL_NAME = r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?"
+_MAX_LABELS = 32
+_MAX_METADATA_BYTES, _MAX_METADATA_DEPTH = 4096, 8
+
+
+def _check_labels(labels: dict[str, str]) -> dict[str, str]:
+    """Refuse labels that break the rules; names all of them."""
+    wrong = [name for name in labels if not re.fullmatch(_LABEL_NAME, name)]
+    wrong += [name for name, text in labels.items() if not re.fullmatch(f"({_LABEL_TEXT})?", text)]
+    problems = []
+    if len(labels) > _MAX_LABELS:
+        problems.append(f"has {len(labels)} labels; keep {_MAX_LABELS}")
+    if wrong:
+        problems.append(
+            f"name or text of {listed([shortened(name) for name in wrong])} is not up to 63 "
+            "letters, digits and - _ . (in names also /) that begin and end with a letter or digit"
+        )
+    if problems:
+        raise ValueError("; ".join(problems))
+    return labels
+
+
+def _check_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Refuse metadata that is too large or too deep to return with every view of the job."""
+    size = len(json.dumps(metadata, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    if size > _MAX_METADATA_BYTES:
+        raise ValueError(f"has {size:,} bytes as JSON; the maximum is {_MAX_METADATA_BYTES:,}")
+    level: list[Any] = [metadata]
+    for _ in range(_MAX_METADATA_DEPTH):
+        level = [each for value in level for each in _parts_of(value)]
+    if level:
+        raise ValueError(f"has more than {_MAX_METADATA_DEPTH} levels")
+    return metadata
+
+
+def _parts_of(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return list(value) if isinstance(value, list) else []
+
+
+Labels = Annotated[dict[str, str], AfterValidator(_check_labels), Location.NONE]
+Metadata = Annotated[dict[str, Any], AfterValidator(_check_metadata), Location.NONE]
 
 
 def _without_ending(name: str) -> str:
@@ -61,6 +109,13 @@ class TrainingJob(StrictModel):
 
     priority: Annotated[int, Field(ge=0, le=9, strict=True)] = 0
     """The priority among the tenant's waiting jobs: 9 is dispatched first."""
+
+    labels: Labels = Field(default_factory=dict)
+    """Up to 32 names with short texts, such as `customer: "17"`; lists of jobs can be filtered by
+    them. They are as in Kubernetes: up to 63 letters, digits, `-`, `_` and `.`, in names `/`."""
+
+    metadata: Metadata = Field(default_factory=dict)
+    """Any JSON object of up to 4,096 bytes and 8 levels, which is returned with the job."""
 
     engine: Engine = DIFFUSERS
     """The program that trains. ``diffusers`` is this package's own; ``invoke-training`` is that

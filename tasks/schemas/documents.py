@@ -18,7 +18,7 @@ from tasks.events import (
     StageStarted,
     ValidationImages,
 )
-from tasks.state.record import StageRecord
+from tasks.state.record import GpuUse, StageRecord
 from tasks.strict_model import StrictModel
 
 
@@ -43,6 +43,9 @@ class Published(StrictModel):
     copies: tuple[PublishedCopy, ...] = ()
     """What became of each destination in ``publish_to``, in its order. A copy with an error is no
     failure of the job: the results are in the store."""
+
+    gpu_use: GpuUse = GpuUse()
+    """What the job used of GPUs, and what that cost."""
 
 
 class JobResult(Published):
@@ -227,6 +230,9 @@ class Manifest(StrictModel):
     """Null if the job was cancelled during training."""
 
     gpu_memory: GpuMemory
+
+    gpu_use: GpuUse = GpuUse()
+    """What the job used of GPUs, and what that cost."""
 
     stages: dict[str, StageRecord]
     """The record of each stage until ``publish`` ended."""

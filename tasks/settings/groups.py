@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_settings import NoDecode
 
-from routing.classes import MemoryClass, parse_prices
+from routing.classes import GpuPrices, parse_prices
 from routing.estimate import PUBLISHED, MemoryModel
 from routing.fair_share import TenantShares, parse_tenant_shares
 from tasks.calibration import read_calibration
@@ -140,6 +140,11 @@ class JobSettings(SettingsGroup):
     maximum of its jobs at a time, separated by commas; `*` is every other tenant. The same on all
     workers, such as `acme=3,zoo=1:4,*=1:8`. Unset: equal shares."""
 
+    gpu_prices: str | None = None
+    """The price of a GPU hour by class, such as `24gb=0.6,40gb=1.8,currency=EUR`; the currency may
+    be left out. Workers record what each job costs, by the class of its queue and the price when a
+    stage begins, and the console's preview estimates it. The same everywhere. Unset: no costs."""
+
     calibration: Annotated[MemoryModel | None, NoDecode, BeforeValidator(_read_memory_model)] = None
     """A file from `training-worker calibrate`: its constants replace the published ones in
     estimates of GPU memory. It counts where jobs are submitted: on the machines that run
@@ -150,6 +155,16 @@ class JobSettings(SettingsGroup):
     def _check_tenant_shares(cls, text: str | None) -> str | None:
         parse_tenant_shares(text or "")
         return text
+
+    @field_validator("gpu_prices")
+    @classmethod
+    def _check_gpu_prices(cls, text: str | None) -> str | None:
+        parse_prices(text or "")
+        return text
+
+    def prices(self) -> GpuPrices:
+        """Return what GPUs cost."""
+        return parse_prices(self.gpu_prices or "")
 
     def shares_by_tenant(self) -> TenantShares:
         """Return the tenants' shares."""
@@ -347,10 +362,6 @@ class ConsoleSettings(StorageSettings):
     name as dataset or model besides uploads, Hub ids and public `https://` addresses, separated by
     commas. Unset: none."""
 
-    gpu_prices: str | None = None
-    """The price of a GPU hour by class, such as `24gb=0.6,40gb=1.8`, from which the console's
-    preview estimates a job's cost. Unset: no costs."""
-
     @field_validator("console_url")
     @classmethod
     def _check_console_url(cls, url: str | None) -> str | None:
@@ -365,16 +376,6 @@ class ConsoleSettings(StorageSettings):
         for network in split_list(text):
             ip_network(network)
         return text
-
-    @field_validator("gpu_prices")
-    @classmethod
-    def _check_gpu_prices(cls, text: str | None) -> str | None:
-        parse_prices(text or "")
-        return text
-
-    def prices(self) -> dict[MemoryClass, float]:
-        """Return the price of a GPU hour by class."""
-        return parse_prices(self.gpu_prices or "")
 
     @property
     def host_names(self) -> frozenset[str]:

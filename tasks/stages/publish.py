@@ -62,6 +62,7 @@ def publish(context: StageContext) -> StageResult:
         sha256=first["sha256"],
         files=tuple(file["key"] for file in manifest["files"]),
         copies=copies,
+        gpu_use=context.record.gpu_use,
     )
     result = StageResult(
         f"{len(manifest['files'])} files",
@@ -266,6 +267,7 @@ def _manifest(context: StageContext, files: list[Artifact]) -> Manifest:
             peak_bytes=record.peak_memory_bytes,
             checkpointed_blocks=record.checkpointed_blocks,
         ),
+        gpu_use=record.gpu_use,
         stages=record.stages,
         engine=Engine(name=record.job.engine, **engine),
     )

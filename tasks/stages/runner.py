@@ -255,6 +255,7 @@ def _finish(context: StageContext, result: StageResult) -> Done:
         # A job that comes from the CPU queue has not been dispatched to a GPU yet.
         is_shared=following is not None and context.queue == CPU_QUEUE != following.queue,
         cancelled=cancelled,
+        is_gpu_used=context.is_gpu_used,
         counts=counts,
         change_id=uuid4().hex,
     )
@@ -350,6 +351,7 @@ def _release(
         note,
         fields,
         delay_s=delay_s,
+        is_gpu_used=context.is_gpu_used,
         counts=all_counts,
         change_id=uuid4().hex,
     )
@@ -378,7 +380,8 @@ def _end(context: StageContext, error: JobError) -> Failed | Cancelled:
     context.until_connected(context.events.flush)
     counts = {**context.events.take_counts(), **context.telemetry.end_counts(status)}
     fail = partial(context.worker.state.fail, context.job_id, context.token, error, counts)
-    context.until_connected(partial(fail, change_id=uuid4().hex))
+    fail = partial(fail, change_id=uuid4().hex, is_gpu_used=context.is_gpu_used)
+    context.until_connected(fail)
     context.telemetry.record_end(status, error.code, status)
     return _ended_with(error)
 

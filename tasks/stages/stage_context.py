@@ -70,6 +70,11 @@ class StageContext:
         return self.record.id
 
     @property
+    def is_gpu_used(self) -> bool:
+        """Whether this start has used its GPU: the job pays for the whole start then."""
+        return self.telemetry.is_gpu_used
+
+    @property
     def scratch_dir(self) -> Path:
         """The folder of this start, removed when it ends."""
         return self.worker.scratch_dir / f"{self.job_id}-{self.token.start_id}"
@@ -101,6 +106,7 @@ class StageContext:
     def trainer_request(self, *, stage: Literal["cache", "train"], **fields: Any) -> TrainerRequest:
         """Return a request to the trainer on behalf of this start."""
         job = self.record.job
+        self.telemetry.is_gpu_used = True
         return TrainerRequest(
             stage=stage,
             # Encoder outputs are the same for all engines: one engine computes them.

@@ -71,6 +71,8 @@ class Telemetry:
         self._idle_since = self._start.started_at
         """The end of the trainer's last span."""
         self._children = 0
+        self.is_gpu_used = False
+        """Whether the trainer was asked for anything."""
         self._done = self._saved = 0
         """Steps done, and those in the newest checkpoint."""
         self._steps: _Steps | None = None

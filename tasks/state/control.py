@@ -117,6 +117,37 @@ class JobControl:
         """
         return self._reopen(job_id, JobStatus.FAILED, "the job was replayed")
 
+    def prioritize(self, job_id: str, priority: int | None) -> bool:
+        """Change the priority of a job that waits, among the jobs of its tenant.
+
+        Args:
+            job_id: The job.
+            priority: 0 to 9; None moves the job in front of all of them.
+
+        Returns:
+            Whether it waits now; False if it counts when the job waits for its GPU, or again.
+
+        Raises:
+            UnknownJobError: There is no such job.
+            InvalidStateError: It has ended, or was dispatched and waits no more.
+        """
+        change = "was moved to the front" if priority is None else f"got priority {priority}"
+        note = Note(level="info", message=f"the job {change}")
+        reply = scripts.prioritize_job(
+            self._redis,
+            job_key=record_key(job_id),
+            events_key=events_key(job_id),
+            ttl_s=self._ttl_s,
+            priority=priority or 0,
+            is_to_front=priority is None,
+            event=note.model_dump_json(),
+        )
+        if _known(job_id, reply) == "sent":
+            raise InvalidStateError(job_id, "dispatched already; its priority counts no more")
+        if reply not in ("waiting", "later"):
+            raise InvalidStateError(job_id, f"{reply}, not waiting")
+        return reply == "waiting"
+
     def dead_letters(self) -> list[JobRecord]:
         """Return the jobs of the dead-letter queue, the oldest end first."""
         ids = cast("list[str]", self._redis.zrange(keys.DEAD_LETTERS, 0, -1))

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 from redis import Redis
 
-from routing.classes import MemoryClass
+from routing.classes import NO_PRICES, GpuPrices, MemoryClass
 from routing.estimate import PUBLISHED, MemoryModel
 from routing.policy import AUTO_SHARE
+from routing.queues import class_of
 from tasks.contract import STAGES, events_key, record_key
 from tasks.errors import (
     DEAD_LETTER_CODES,
@@ -34,6 +35,7 @@ from tasks.state import keys, scripts
 from tasks.state.artifacts import NO_ARTIFACTS, JobArtifacts
 from tasks.state.fencing_token import NO_TOKEN, FencingToken
 from tasks.state.job_reader import JobReader
+from tasks.state.quotas import Quotas
 from tasks.state.record import (
     VERSION,
     JobRecord,
@@ -50,6 +52,8 @@ from tasks.state.webhook_secrets import WebhookSecrets
 # Stops a stage that takes its worker down each time, for example because the host runs out of
 # memory; five leaves room for several restarts of workers. A checkpoint resets the count.
 _MAX_STARTS = 5
+# Begins the script's reply that names the quota which refuses a job.
+_QUOTA = "quota:"
 
 
 class StartOutcome(StrEnum):
@@ -120,6 +124,7 @@ class JobStore(JobReader):
         ttl: How long a job is kept after its last change.
         constants: The memory model that new jobs are routed with.
         unacked_index: The key of kombu's index of the messages that workers hold.
+        prices: The prices that GPU stages begun here are recorded with.
     """
 
     def __init__(
@@ -129,8 +134,10 @@ class JobStore(JobReader):
         constants: MemoryModel = PUBLISHED,
         *,
         unacked_index: str = keys.UNACKED_INDEX,
+        prices: GpuPrices = NO_PRICES,
     ) -> None:
         super().__init__(client)
+        self._prices = prices
         self._constants = constants
         self._webhook_secrets = WebhookSecrets(client)
         self._ttl_s = int(ttl.total_seconds())
@@ -153,7 +160,11 @@ class JobStore(JobReader):
         result_id: str,
         artifacts: JobArtifacts = NO_ARTIFACTS,
     ) -> DispatchOutcome:
-        """Record a validated job, and send it or let it wait."""
+        """Record a validated job, and send it or let it wait.
+
+        Raises:
+            QuotaExceededError: A quota of its tenant refuses it.
+        """
         route = job.route(self._constants)
         label = task_label(job_id, job.name, job.tenant)
         message = stage_message(job_id, result_id, STAGES[0], route.gpu_queue, label=label)
@@ -188,6 +199,8 @@ class JobStore(JobReader):
             message=message.text,
             fields=_as_strings(fields),
         )
+        if outcome.startswith(_QUOTA):
+            raise Quotas(self._redis).refusal(job.tenant, outcome.removeprefix(_QUOTA))
         return DispatchOutcome(outcome)
 
     def follow(self, job_id: str, result_id: str) -> FollowOutcome:
@@ -255,6 +268,7 @@ class JobStore(JobReader):
         """
         message = f"the stage {stage} was started {_MAX_STARTS} times and never ended"
         exhausted = JobEnded(status="failed", message=message, code=ErrorCode.TRAINER_FAILED)
+        memory_class = class_of(queue)
         reply = scripts.begin_stage(
             self._redis,
             job_key=record_key(job_id),
@@ -273,6 +287,9 @@ class JobStore(JobReader):
             worker_version=VERSION,
             message_version=version,
             retry_in_s=retry_in_s,
+            gpu_class="" if memory_class is None else str(memory_class),
+            gpu_price=None if memory_class is None else self._prices.per_hour.get(memory_class),
+            currency=self._prices.currency or "",
         )
         if reply[0] == "unknown":
             raise UnknownJobError(job_id)
@@ -345,6 +362,7 @@ class JobStore(JobReader):
         following: StageMessage | None = None,
         is_shared: bool = False,
         cancelled: bool = False,
+        is_gpu_used: bool = True,
         counts: Counts | None = None,
         change_id: str = "",
     ) -> bool:
@@ -360,6 +378,7 @@ class JobStore(JobReader):
             following: Starts the next stage.
             is_shared: Whether the job waits for its tenant's share of that stage's queue.
             cancelled: The job was cancelled, and the result is what was saved of it.
+            is_gpu_used: Whether the start used the GPU that it had, and its time counts.
             counts: What the start counted.
             change_id: See ``write``.
 
@@ -380,7 +399,7 @@ class JobStore(JobReader):
             fields |= {"stage_state": "done", "result": json.dumps(result)}
             code = ErrorCode.CANCELLED if cancelled else None
             ended = JobEnded(status="cancelled" if cancelled else "succeeded", code=code)
-            self._end(job_id, token, ended, fields, counts, change_id, before=[finished])
+            self._end(job_id, token, ended, fields, counts, change_id, is_gpu_used, [finished])
             return False
         outcome = scripts.finish_stage(
             self._redis,
@@ -394,6 +413,7 @@ class JobStore(JobReader):
             next_queue=following.queue if following else "",
             message=following.text if following else "",
             is_shared=is_shared,
+            is_gpu_used=is_gpu_used,
             counts=counts or {},
         )
         if outcome == "superseded":
@@ -408,6 +428,7 @@ class JobStore(JobReader):
         fields: Mapping[str, str] | None = None,
         *,
         delay_s: float | None = None,
+        is_gpu_used: bool = True,
         counts: Counts | None = None,
         change_id: str = "",
     ) -> JobStatus:
@@ -420,6 +441,7 @@ class JobStore(JobReader):
             fields: Fields of the record to change with it.
             delay_s: Seconds until ``JobControl.take_due`` returns the job; None if the caller
                 sends the next message.
+            is_gpu_used: See ``finish_stage``.
             counts: What the start counted.
             change_id: See ``write``.
 
@@ -440,6 +462,7 @@ class JobStore(JobReader):
             event=event.model_dump_json(),
             fields=fields or {},
             delay_s=delay_s,
+            is_gpu_used=is_gpu_used,
             counts=counts or {},
         )
         return _status(job_id, token, status)
@@ -451,10 +474,12 @@ class JobStore(JobReader):
         error: JobError,
         counts: Counts | None = None,
         change_id: str = "",
+        *,
+        is_gpu_used: bool = True,
     ) -> None:
         """End the job with an error; with status CANCELLED if that is the error's code.
 
-        ``write`` explains ``change_id``.
+        ``write`` explains ``change_id``, and ``finish_stage`` ``is_gpu_used``.
 
         Raises:
             SupersededError: The start is not the newest.
@@ -470,7 +495,7 @@ class JobStore(JobReader):
             message=error.message,
             code=error.code,
         )
-        self._end(job_id, token, ended, fields, counts, change_id)
+        self._end(job_id, token, ended, fields, counts, change_id, is_gpu_used)
 
     def _started_record(
         self, job_id: str, stage: str, token: FencingToken, fields: str
@@ -491,6 +516,7 @@ class JobStore(JobReader):
         fields: Mapping[str, object],
         counts: Counts | None,
         change_id: str,
+        is_gpu_used: bool,
         before: Sequence[Event] = (),
     ) -> None:
         is_ended = scripts.end_job(
@@ -502,6 +528,7 @@ class JobStore(JobReader):
             change_id=change_id,
             status=ended.status,
             is_dead_letter=ended.code in DEAD_LETTER_CODES,
+            is_gpu_used=is_gpu_used,
             events=[event.model_dump_json() for event in (*before, ended)],
             fields=_as_strings(fields),
             counts=counts or {},

@@ -1,7 +1,9 @@
 """The keys in Redis of the fleet's state; those of one job are in ``tasks/contract.py``.
 
-All of them expire.
+All of them expire, quotas and what tenants use after ``USAGE_TTL``.
 """
+
+from datetime import timedelta
 
 JOBS = "training:jobs"
 """Sorted set: the ids of all jobs by the time they were submitted."""
@@ -29,6 +31,14 @@ TENANT_QUEUES_SINCE = "training:tenant_queues_since"
 FLEET = "training:fleet"
 """Hash: ``room:QUEUE`` is how many messages a queue may hold; ``weight:TENANT`` and
 ``limit:TENANT`` (empty for none) are a tenant's share."""
+
+USAGE = "training:usage"
+"""With ``:MONTH`` (``2026-11``, in UTC), a set: the tenants that used the fleet then. With
+``:MONTH:TENANT``, a hash: what the tenant used; see ``tasks/state/usage.py``."""
+QUOTAS = "training:quotas"
+"""Hash: the quotas of each tenant, as JSON; ``*`` is every tenant without its own."""
+USAGE_TTL = timedelta(days=400)
+"""How long both are kept after their last change: 13 months. The maintenance renews the quotas."""
 
 PENDING_WEBHOOKS = "training:webhooks"
 """Sorted set: the ids of ended jobs whose webhook is not delivered, by the next delivery's time."""

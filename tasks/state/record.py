@@ -7,7 +7,7 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from routing.estimate import Estimate
 from routing.queues import stage_queue
@@ -29,6 +29,8 @@ VERSION_HEADER = "training_version"
 
 UNSTARTED_FIELD = "unstarted"
 """The field of a job's hash that counts messages whose workers died before the stage began."""
+
+_GPU_MS_PREFIX = "gpu_ms:"
 
 CACHE_QUEUE_FIELD = artifact_field("cache_queue")
 """The field of a job's hash that names the queue of its ``cache`` stage."""
@@ -52,6 +54,17 @@ class JobStatus(StrEnum):
         return self in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)
 
 
+class GpuUse(StrictModel):
+    """What a job has used of GPUs; a start that runs counts from its end on."""
+
+    seconds: dict[str, float] = Field(default_factory=dict)
+    """GPU seconds by the memory class of the queue that they were used for."""
+    cost: float | None = 0.0
+    """The cost, by the price of each start; null if a GPU had none."""
+    currency: str | None = None
+    """The currency of the prices, if ``TRAINING_GPU_PRICES`` names one."""
+
+
 class StageRecord(StrictModel):
     """What happened in one stage."""
 
@@ -73,6 +86,14 @@ class JobSummary(StrictModel):
     name: str
     """The name of the published file."""
     tenant: str
+    type: str
+    """The training type."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    priority: int = 0
+    """The priority among the tenant's jobs, which may have been changed since submit."""
+    moved_to_front_at: datetime | None = None
+    """When the job was moved in front of its tenant's jobs, whatever their priorities."""
+    gpu_use: GpuUse = GpuUse()
     status: JobStatus
     stage: str
     """The stage that runs or is next."""
@@ -203,13 +224,37 @@ def queue_of(stage: str, gpu_queue: str, cache_queue: str | None) -> str:
     return (stage == "cache" and cache_queue) or stage_queue(stage, gpu_queue)
 
 
+def gpu_seconds_of(fields: Mapping[str, str]) -> dict[str, float]:
+    """Return the GPU seconds by class in the hash of a job, or of a tenant's month."""
+    return {
+        field.removeprefix(_GPU_MS_PREFIX): int(ms) / 1000
+        for field, ms in sorted(fields.items())
+        if field.startswith(_GPU_MS_PREFIX)
+    }
+
+
+def _gpu_use_of(fields: Mapping[str, str]) -> GpuUse:
+    is_priced = "unpriced_gpu_ms" not in fields
+    return GpuUse(
+        seconds=gpu_seconds_of(fields),
+        cost=int(fields.get("cost_micros", 0)) / 1e6 if is_priced else None,
+        currency=fields.get("currency"),
+    )
+
+
 def _summary_values(job_id: str, fields: Mapping[str, str]) -> dict[str, Any]:
     due_at = fields.get("due_at")
+    job, front_at = json.loads(fields["job"]), fields.get("front_at")
     return {
         "id": job_id,
         "version": _version_of(fields),
-        "name": json.loads(fields["job"])["name"],
-        "tenant": fields.get("tenant", ""),
+        "name": job["name"],
+        "tenant": job["tenant"],
+        "type": job["training"]["type"],
+        "labels": job.get("labels", {}),
+        "priority": int(fields.get("priority", job["priority"])),
+        "moved_to_front_at": datetime.fromtimestamp(float(front_at), UTC) if front_at else None,
+        "gpu_use": _gpu_use_of(fields),
         "status": JobStatus(fields["status"]),
         "stage": _next_stage(fields),
         "pending_queue": pending_queue(fields),

@@ -48,12 +48,15 @@ _lua = ScriptFolder(
             "tenant_webhooks_prefix": keys.TENANT_WEBHOOKS_PREFIX,
             "webhook_tenants": keys.WEBHOOK_TENANTS,
             "counts": keys.COUNTS,
+            "usage": keys.USAGE,
+            "quotas": keys.QUOTAS,
         },
         "metrics": {
             "jobs": metrics.JOBS.name,
             "dead_letters": metrics.DEAD_LETTERS.name,
             "takeovers": metrics.TAKEOVERS.name,
             "requeues": metrics.REQUEUES.name,
+            "gpu_seconds": metrics.GPU_SECONDS.name,
             "job_webhooks": metrics.JOB_WEBHOOKS.name,
         },
         "limits": {
@@ -61,6 +64,7 @@ _lua = ScriptFolder(
             "event_bytes": _MAX_EVENT_BYTES,
             "progress": _MAX_PROGRESS,
             "results": _MAX_RESULTS,
+            "usage_ttl_s": int(keys.USAGE_TTL.total_seconds()),
             "deliveries": _MAX_DELIVERIES,
             "job_pending": _MAX_JOB_PENDING,
             "tenant_pending": _MAX_TENANT_PENDING,
@@ -119,8 +123,14 @@ def begin_stage(
     worker_version: int,
     message_version: int,
     retry_in_s: float,
+    gpu_class: str,
+    gpu_price: float | None,
+    currency: str,
 ) -> list[Any]:
-    """Begin a stage; ``stage_number`` of the first one is 1."""
+    """Begin a stage; ``stage_number`` of the first one is 1.
+
+    ``gpu_class`` is empty without a GPU, and ``gpu_price`` is that of its hour.
+    """
     raise NotImplementedError
 
 
@@ -153,6 +163,7 @@ def finish_stage(
     next_queue: str,
     message: str,
     is_shared: bool,
+    is_gpu_used: bool,
     counts: metrics.Counts,
 ) -> str:
     """Record that a stage is done; ``message`` starts the next one in ``next_queue``."""
@@ -169,6 +180,7 @@ def end_job(
     change_id: str,
     status: str,
     is_dead_letter: bool,
+    is_gpu_used: bool,
     events: Sequence[str],
     fields: Mapping[str, str],
     counts: metrics.Counts,
@@ -188,6 +200,7 @@ def release_stage(
     event: str,
     fields: Mapping[str, str],
     delay_s: float | None,
+    is_gpu_used: bool,
     counts: metrics.Counts,
 ) -> str:
     """Give a stage back."""
@@ -232,6 +245,22 @@ def resume_job(
     message: str,
 ) -> str:
     """Resume a job; ``message`` starts the stage it waits for in ``queue``."""
+    raise NotImplementedError
+
+
+@_lua.script
+def prioritize_job(
+    *, job_key: Key, events_key: Key, ttl_s: int, priority: int, is_to_front: bool, event: str
+) -> str:
+    """Change a waiting job's priority, or move it to the front."""
+    raise NotImplementedError
+
+
+@_lua.script
+def set_quota(
+    *, quotas_key: Key, ttl_s: int, tenant: str, changes: Mapping[str, float | bool | None]
+) -> str:
+    """Change some of a tenant's quotas."""
     raise NotImplementedError
 
 

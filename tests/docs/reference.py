@@ -60,6 +60,8 @@ REMEDIES = {
     ErrorCode.NOT_INSTALLED: "Install the extra that the message names.",
     ErrorCode.UNREADABLE_FILE: "Check the path, the rights and the syntax of the file.",
     ErrorCode.INVALID_STATE: "Look at the job with `training-worker status`, or at the message.",
+    ErrorCode.QUOTA_EXCEEDED: "Submit again later, or let the operator raise the quota with "
+    "`training-worker tenants set`.",
     ErrorCode.USAGE: "Correct the command line; `--help` lists commands and options.",
 }
 """What to do about each error."""
@@ -220,8 +222,9 @@ def _page(title: str, introduction: str, head: str, rows: list[str]) -> str:
 def all_commands(command: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Yield every command below a group by its full name, such as ``cache list``."""
     children = getattr(command, "commands", None)
-    if children is None:
+    if children is None or (path and command.invoke_without_command):
         yield path, command
+    if children is None:
         return
     for name, child in children.items():
         yield from all_commands(child, f"{path} {name}".strip())

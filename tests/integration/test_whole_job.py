@@ -145,7 +145,10 @@ def test_a_result_follows_a_whole_job_sent_by_wire_name(fleet: Fleet, job: dict[
     results = [result.get(timeout=PATIENCE_S) for result in sent]
     assert len({result["job_id"] for result in results}) == len(sent)
     assert all(Path(result["published"]).exists() for result in results)
-    assert json.loads(fleet.run("tenants", "--json").out) == []
+    tenants = {row["tenant"]: row for row in json.loads(fleet.run("tenants", "--json").out)}
+    assert not any(row["in_flight"] or row["waiting"] for row in tenants.values())
+    assert [tenants[name]["usage"]["succeeded"] for name in "ab"] == [3, 1]
+    assert all(tenants[name]["usage"]["gpu_seconds"]["40gb"] > 0 for name in "ab")
 
 
 def test_a_backend_gets_all_problems_of_its_job(fleet: Fleet, job: dict[str, Any]) -> None:

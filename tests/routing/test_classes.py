@@ -4,7 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from routing.classes import MemoryClass, class_for, parse_prices, smallest_class_holding
+from routing.classes import (
+    NO_PRICES,
+    GpuPrices,
+    MemoryClass,
+    class_for,
+    parse_prices,
+    smallest_class_holding,
+)
 
 # The memory that drivers report of real cards, in MiB, and what each was sold as. A card reports
 # other numbers under other drivers, and less if its memory corrects errors.
@@ -46,11 +53,25 @@ def test_a_card_without_memory_has_no_class() -> None:
 
 
 def test_prices_are_parsed_by_class() -> None:
-    assert parse_prices("24gb=0.6, 40gb=2,") == {MemoryClass.GB24: 0.6, MemoryClass.GB40: 2.0}
-    assert parse_prices("") == {}
+    per_hour = {MemoryClass.GB24: 0.6, MemoryClass.GB40: 2.0}
+    assert parse_prices("24gb=0.6, 40gb=2,") == GpuPrices(per_hour)
+    assert parse_prices("currency=EUR,24gb=0.6,40gb=2") == GpuPrices(per_hour, "EUR")
+    assert parse_prices("") == NO_PRICES
 
 
-@pytest.mark.parametrize("text", ["24=1", "25gb=1", "24gb", "24gb=-1", "24gb=nan", "24gb=1,24gb=2"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "24=1",
+        "25gb=1",
+        "24gb",
+        "24gb=-1",
+        "24gb=nan",
+        "24gb=1,24gb=2",
+        "currency=euro",
+        "currency=EUR,currency=USD",
+    ],
+)
 def test_malformed_prices_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"class=price|two prices"):
+    with pytest.raises(ValueError, match=r"class=price|two prices|named twice"):
         parse_prices(text)

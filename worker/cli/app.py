@@ -14,6 +14,7 @@ from worker.cli import (
     keys,
     results,
     serve,
+    tenants,
     unreadable,
     webhooks,
 )
@@ -39,6 +40,7 @@ for group in (
 cli.add_typer(cache.commands, name="cache")
 cli.add_typer(dead_letter.commands, name="dead-letter")
 cli.add_typer(keys.commands, name="keys")
+cli.add_typer(tenants.commands, name="tenants")
 cli.add_typer(unreadable.commands, name="unreadable")
 cli.add_typer(webhooks.commands, name="webhooks")
 

@@ -117,7 +117,7 @@ def simulate(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Simulate how long jobs wait on a fleet, by policy; or size a fleet for a wait."""
+    """Simulate how long jobs wait on a fleet, or size one for a wait."""
     from tasks.extras import require
     from worker.cli.output import print_json, stdout
     from worker.simulation.report import Simulation
@@ -133,7 +133,7 @@ def simulate(
     if save is not None:
         write_workload(save, arrivals)
     if p95_wait is not None:
-        sizing = smallest_fleet(set(gpus), arrivals, p95_wait * 60, settings.prices())
+        sizing = smallest_fleet(set(gpus), arrivals, p95_wait * 60, settings.prices().per_hour)
         if json:
             print_json(sizing.document())
         else:

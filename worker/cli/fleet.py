@@ -198,23 +198,6 @@ def doctor(settings: "Settings", json: Json = False) -> int:
 
 @commands.command()
 @command
-def tenants(settings: "Settings", json: Json = False) -> None:
-    """List the tenants: shares, jobs in flight, waiting jobs."""
-    from dataclasses import asdict
-
-    from worker.cli.client import client_of
-    from worker.cli.fleet_tables import tenant_rows, tenant_table
-    from worker.cli.output import print_json, stdout
-
-    rows = tenant_rows(client_of(settings).tenant_queues)
-    if json:
-        print_json([asdict(row) for row in rows])
-    else:
-        stdout.print(tenant_table(rows))
-
-
-@commands.command()
-@command
 def gpus(
     settings: "Settings",
     fleet: Annotated[

@@ -1,8 +1,8 @@
-"""Workers, GPUs, engines, tenants, keys, audit and cache as tables for people and as JSON."""
+"""Workers, GPUs, engines, keys, audit and cache as tables for people and as JSON."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,6 @@ from pydantic import ByteSize
 from rich.table import Table
 from rich.text import Text
 
-from routing.fair_share import OTHERS, share_of
 from routing.policy import TrainingType
 from routing.queues import DIFFUSERS, INVOKE, Engine, served_queues
 from tasks.jobs.invoke import PATCHES, UNSUPPORTED_OPTIONS
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from tasks.api_keys import KeyEntry
     from tasks.cache.index import Pack
     from tasks.state.audit import AuditEntry
-    from tasks.state.tenant_queues import TenantQueues
     from tasks.state.workers import WorkerInfo
     from worker.gpu.inventory import Gpu
     from worker.kombu_redis.unreadable import UnreadableMessage
@@ -33,47 +31,6 @@ _ENGINES: dict[Engine, str] = {
     DIFFUSERS: "this package's trainer, on torch, diffusers, peft and transformers",
     INVOKE: "invoke-training's trainer, in a separate interpreter",
 }
-
-
-@dataclass(frozen=True)
-class TenantRow:
-    """A tenant's share, and its jobs.
-
-    Attributes:
-        tenant: The tenant.
-        weight: Its weight among the tenants.
-        limit: Its maximum of jobs in flight; None is no limit.
-        in_flight: Its jobs in flight.
-        waiting: Number of its jobs in each tenant queue, by the queue they wait for.
-    """
-
-    tenant: str
-    weight: float
-    limit: int | None
-    in_flight: int
-    waiting: dict[str, int]
-
-
-def tenant_rows(queues: "TenantQueues") -> list[TenantRow]:
-    """Return every tenant that has a share or jobs, by name."""
-    shares, in_flight, waiting = queues.shares(), queues.in_flight(), queues.waiting()
-    names = {*shares, *in_flight, *(name for counts in waiting.values() for name in counts)}
-    rows = []
-    for name in sorted(names - {OTHERS}):
-        share = share_of(name, shares)
-        counts = {queue: counts[name] for queue, counts in waiting.items() if name in counts}
-        rows.append(TenantRow(name, share.weight, share.limit, in_flight[name], counts))
-    return rows
-
-
-def tenant_table(rows: Sequence[TenantRow]) -> Table:
-    """Show one tenant per row."""
-    table = Table("tenant", "weight", "limit", "in flight", "waiting")
-    for row in rows:
-        waiting = ", ".join(f"{count} for {queue}" for queue, count in row.waiting.items())
-        cells = (f"{row.weight:g}", str(row.limit or ""), str(row.in_flight), waiting)
-        table.add_row(row.tenant, *cells)
-    return table
 
 
 def findings_table(findings: "Sequence[Finding]") -> Table:

@@ -1,6 +1,6 @@
 """Jobs, routes, datasets and durations as tables for people, and durations as JSON."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -42,10 +42,15 @@ def stage_table(record: JobRecord) -> Table:
     return table
 
 
-def job_table(records: list[JobRecord]) -> Table:
-    """Show one job per row."""
+def job_table(records: list[JobRecord], waits: Mapping[str, str | None]) -> Table:
+    """Show one job per row.
+
+    Args:
+        records: The jobs.
+        waits: What each of them waits for, by id; None if it runs or has ended.
+    """
     table = Table()
-    for heading in ("id", "name", "type", "status", "stage", "submitted"):
+    for heading in ("id", "name", "type", "status", "stage", "submitted", "waits"):
         table.add_column(heading, no_wrap=heading == "id")
     for record in records:
         table.add_row(
@@ -55,6 +60,7 @@ def job_table(records: list[JobRecord]) -> Table:
             record.status,
             record.stage,
             record.created_at.astimezone().strftime("%m-%d %H:%M"),
+            waits[record.id] or "",
         )
     return table
 

@@ -1,5 +1,6 @@
 """Commands on jobs: submit, follow, show, list, cancel, pause and resume them."""
 
+import re
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -7,6 +8,8 @@ import typer
 from worker.cli.command import JobFile, JobId, Json, command
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from tasks.settings.settings import Settings
 
 commands = typer.Typer()
@@ -85,18 +88,110 @@ def status(settings: "Settings", job: JobId, json: Json = False) -> None:
 def list_jobs(
     settings: "Settings",
     limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="Number of jobs.")] = 20,
+    status: Annotated[str | None, typer.Option(help="Jobs of this status.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Jobs of this tenant.")] = None,
+    queue: Annotated[
+        str | None, typer.Option(help="Jobs that wait in this queue or are for its GPUs.")
+    ] = None,
+    training_type: Annotated[
+        str | None, typer.Option("--type", help="Jobs of this training type.")
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(help="Jobs with this label: name=value, or a name; repeatable."),
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(help="Jobs submitted since then: 90min, 12h, 7d, or a date and time."),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """List the newest jobs."""
+    """List the newest jobs, with what each waits for."""
+    from tasks.errors import UsageError
+    from tasks.state.job_search import JobFilter, find_jobs, parse_labels
+    from tasks.state.record import JobStatus
     from worker.cli.client import client_of
     from worker.cli.job_tables import job_table
     from worker.cli.output import print_json, stdout
 
-    records = client_of(settings).state.newest(limit)
+    if status is not None and status not in list(JobStatus):
+        raise UsageError(f"--status: {status} is none of {', '.join(JobStatus)}")
+    try:
+        labels = parse_labels(label or ())
+        created_after = None if since is None else parse_since(since)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    wanted = JobFilter(
+        status=status,
+        tenant=tenant,
+        queue=queue,
+        type=training_type,
+        labels=labels,
+        created_after=created_after,
+    )
+    client = client_of(settings)
+    records = client.state.get_all(find_jobs(client.state, wanted, limit).ids)
+    waits = {record.id: client.waiting_reason(record) for record in records}
     if json:
-        print_json([record.model_dump(mode="json") for record in records])
+        print_json(
+            [
+                {**record.model_dump(mode="json"), "waiting_reason": waits[record.id]}
+                for record in records
+            ]
+        )
     else:
-        stdout.print(job_table(records))
+        stdout.print(job_table(records, waits))
+
+
+def parse_since(text: str) -> "datetime":
+    """Parse a time ago, such as ``12h``, or a date and time, in local time unless it says so.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    from datetime import UTC, datetime, timedelta
+
+    units = {"min": 60, "h": 3600, "d": 86400}
+    if ago := re.fullmatch(r"(\d{1,6})(min|h|d)", text, re.ASCII):
+        return datetime.now(UTC) - timedelta(seconds=int(ago[1]) * units[ago[2]])
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except ValueError as error:
+        raise ValueError(f"{text} is neither like 12h nor like 2026-11-29T18:00") from error
+
+
+@commands.command()
+@command
+def prioritize(
+    settings: "Settings",
+    job: JobId,
+    priority: Annotated[
+        int | None,
+        typer.Argument(
+            min=0, max=9, metavar="[0-9]", help="9 is dispatched first.", show_default=False
+        ),
+    ] = None,
+    front: Annotated[
+        bool, typer.Option("--front", help="Move it in front of all jobs of its tenant.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Change a waiting job's priority among its tenant's jobs."""
+    from tasks.errors import UsageError
+    from tasks.state.audit import command_line_actor
+    from worker.cli.client import client_of
+    from worker.cli.output import print_json, stdout
+
+    if (priority is None) != front:
+        raise UsageError("give either a priority or --front")
+    client = client_of(settings)
+    waits = client.prioritize(job, priority, command_line_actor())
+    if json:
+        print_json({"job_id": job, "priority": priority, "front": front, "waits": waits})
+        return
+    change = f"has priority {priority}" if front is False else "is in front"
+    later = "" if waits else "; it counts when the job waits for its GPU, or again"
+    stdout.print(f"job {job} {change}{later}")
 
 
 @commands.command()

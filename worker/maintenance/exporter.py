@@ -36,6 +36,7 @@ from tasks.metrics import METRICS, OTHER_TENANTS, class_label
 from tasks.process.signals import drain_on_hangup
 from tasks.state.counters import Counters
 from tasks.state.fleet_snapshot import FleetSnapshot, Place, read_fleet
+from tasks.state.usage import UsageStore
 from tasks.state.workers import WorkerInfo
 from tasks.store import pack_prefix
 
@@ -95,6 +96,7 @@ class FleetCollector(Collector):
         yield from _queues(fleet).items()
         yield from _workers(fleet).items()
         yield from self._packs().items()
+        yield from _tenant_usage(UsageStore(self._redis)).items()
         yield from _broker(self._redis).items()
         for metric, value in (
             (metrics.JOBS_IN_FLIGHT, fleet.in_flight),
@@ -231,6 +233,16 @@ def _tenant_series(fleet: FleetSnapshot) -> dict[str, str]:
     del jobs[metrics.UNREAD]
     largest = sorted(jobs, key=lambda tenant: (-jobs[tenant], tenant))[:MAX_TENANTS]
     return {tenant: tenant for tenant in (metrics.UNREAD, *largest)}
+
+
+def _tenant_usage(store: UsageStore) -> dict[str, Values]:
+    """Return the GPU seconds of this month, of the tenants that have their own series."""
+    seconds = {usage.tenant: usage.gpu_hours * 3600 for usage in store.all(store.this_month())}
+    largest = sorted(seconds, key=lambda tenant: (-seconds[tenant], tenant))
+    values = {tenant: seconds[tenant] for tenant in largest[:MAX_TENANTS]}
+    if len(largest) > MAX_TENANTS:
+        values[OTHER_TENANTS] = sum(seconds[tenant] for tenant in largest[MAX_TENANTS:])
+    return {metrics.TENANT_GPU_SECONDS.name: [((name,), value) for name, value in values.items()]}
 
 
 def _workers(fleet: FleetSnapshot) -> dict[str, Values]:

@@ -13,6 +13,7 @@ from tasks.state.control import JobControl
 from tasks.state.counters import Counters
 from tasks.state.job_store import JobStore
 from tasks.state.keys import AUDIT_LEASE, MAINTENANCE_LEASE, REDELIVERY_LEASE, WEBHOOKS_LEASE
+from tasks.state.quotas import Quotas
 from tasks.state.tenant_queues import TenantQueues
 from tasks.state.webhook_deliveries import WebhookDeliveries
 from tasks.state.workers import live_workers
@@ -54,6 +55,7 @@ class FleetMaintenance(WorkerPolicy):
         self._timeout = settings.visibility_timeout
         self._counters = Counters(client, settings.job_ttl)
         self._queues = TenantQueues(client, settings.job_ttl)
+        self._quotas = Quotas(client)
         self._unreadable = unreadable_messages(client, settings.job_ttl)
         self._redelivery = Redelivery(
             client, self._timeout, keys, self._unreadable, MessageGuard(client).read
@@ -79,6 +81,7 @@ class FleetMaintenance(WorkerPolicy):
             "reconciler": reconciler.reconcile_if_due,
             "expiry": control.renew_keys,
             "results": self._results.store,
+            "quotas": self._quotas.renew,
         }
         return self._loop(MAINTENANCE_LEASE, jobs)
 

@@ -20,6 +20,7 @@ if was_running and is_message_held(unacked_index) then return {'duplicate'} end
 local is_next = wanted == current + 1 and (current == 0 or state == 'done')
 if wanted > current and not is_next then return {'duplicate'} end
 
+if was_running then end_gpu_time(get('alive_at')) end
 local status = get('status')
 if status == 'pausing' or status == 'paused' then
   set({status = 'paused'})
@@ -67,6 +68,7 @@ put_in_flight()
 set({stage = stage, stage_number = wanted, stage_state = 'running', delivery_tag = delivery_tag})
 set({['stage:' .. stage] = cjson.encode({
   queue = queue, worker = worker, attempt = attempt, started_at = tonumber(now)})})
+begin_gpu_time(gpu_class, gpu_price, currency)
 append_event(cjson.encode({
   kind = 'stage_started', stage = stage, attempt = attempt, queue = queue, worker = worker}))
 save_change(change_id, 'begun')

@@ -8,6 +8,7 @@ if earlier then return earlier end
 if is_superseded(token) then return 'superseded' end
 set(fields)
 set({stage_state = 'done'})
+if is_gpu_used == '1' then end_gpu_time(now) else drop_gpu_time() end
 append_event(event)
 local outcome = 'sent'
 if is_shared == '1' then outcome = send_or_wait(next_queue, message)

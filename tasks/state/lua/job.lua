@@ -5,7 +5,6 @@
 -- include: fleet.lua
 
 local job_id = string.sub(job_key, #keys.job_prefix + 1)
-local time = redis.call('TIME')
 local now = string.format('%d.%06d', time[1], time[2])
 
 -- The job's hash and events -----------------------------------------------------------------------
@@ -16,7 +15,8 @@ local job, changed, removed = {}, {}, {}
 local small_fields = {
   'status', 'stage', 'stage_number', 'stage_state', 'attempt', 'delivery_tag', 'starts', 'retries',
   'type', 'tenant', 'priority', 'version', 'created_at', 'tenant_queue', 'due_at', 'unstarted',
-  'change_id', 'change_reply', 'newest_event', 'event_bytes', 'renewed_at', 'webhook'}
+  'change_id', 'change_reply', 'newest_event', 'event_bytes', 'renewed_at', 'front_at', 'gpu_start',
+  'alive_at', 'webhook'}
 for i, value in ipairs(redis.pcall('HMGET', job_key, unpack(small_fields))) do
   job[small_fields[i]] = value
 end
@@ -153,6 +153,8 @@ local function add_to_index(index, score)
   renew_ttl(index)
 end
 
+-- include: gpu_time.lua
+
 -- Where the job waits -----------------------------------------------------------------------------
 -- A job that has not ended is in flight, in a tenant queue, due later, or paused.
 
@@ -193,6 +195,12 @@ local function leave_tenant_queue()
   unset('tenant_queue', 'waiting_message')
 end
 
+-- Orders a tenant's jobs: those moved to the front, the last one first; then by priority and age.
+local function order_in_tenant_queue()
+  if get('front_at') then return -get('front_at') end
+  return (9 - get('priority')) * 1e10 + get('created_at')
+end
+
 local function is_below_limit(tenant)
   local limit = redis.call('HGET', keys.fleet, 'limit:' .. tenant)
   if limit == false then limit = redis.call('HGET', keys.fleet, 'limit:*') end
@@ -210,14 +218,15 @@ local function push(queue, message) redis.pcall('LPUSH', queue, message) end
 -- Sends the job's message to a queue, or lets it wait in its tenant's; returns 'sent' or 'waiting'.
 local function send_or_wait(queue, message)
   local tenants, tenant = tenants_key(queue), get('tenant')
-  if redis.call('EXISTS', tenants) == 0 and has_room(queue) and is_below_limit(tenant) then
+  if redis.call('EXISTS', tenants) == 0 and has_room(queue) and is_below_limit(tenant)
+    and not used_up_quota(tenant) then
     put_in_flight()
     push(queue, message)
     return 'sent'
   end
   remove_from_flight()
   local jobs, since = tenant_queue_key(queue, tenant), since_key(queue, tenant)
-  redis.call('ZADD', jobs, (9 - get('priority')) * 1e10 + get('created_at'), job_id)
+  redis.call('ZADD', jobs, order_in_tenant_queue(), job_id)
   redis.call('ZADD', since, now, job_id)
   redis.call('ZADD', tenants, 'NX', now, tenant)
   redis.call('SADD', keys.tenant_queues, queue)
@@ -235,6 +244,7 @@ local function finish(status, is_dead_letter)
   leave_tenant_queue()
   remove_from_flight()
   count(metrics.jobs, get('type') or 'unknown', status)
+  add_usage(get('tenant') or '', {[status] = 1})
   if is_dead_letter then
     add_to_index(keys.dead_letters, now)
     count(metrics.dead_letters)

@@ -10,6 +10,7 @@ local status = get('status')
 if status == 'cancelling' then return status end
 set({stage_state = 'queued', starts = 0})
 set(fields)
+if is_gpu_used == '1' then end_gpu_time(now) else drop_gpu_time() end
 append_event(event)
 add_counts(counts)
 if status == 'pausing' then

@@ -4,5 +4,6 @@
 -- include: job.lua
 
 if is_superseded(token) then return 'superseded' end
+note_alive()
 renew_if_due()
 return get('status')

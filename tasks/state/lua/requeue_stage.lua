@@ -9,6 +9,7 @@ if redis.call('HEXISTS', keys.in_flight, job_id) == 0 then return 'held' end
 if get('stage_state') == 'running' then
   if get('stage') ~= stage or is_message_held(unacked_index) then return 'held' end
   set({stage_state = 'queued'})
+  end_gpu_time(get('alive_at'))
 end
 if tonumber(get('unstarted') or 0) >= tonumber(max_unstarted) then
   set({error_code = 'internal', error_stage = stage, error = exhausted_message})

@@ -45,6 +45,8 @@ def record_with(document: dict[str, Any], **changes: Any) -> JobRecord:
         "in_tenant_queue": False,
         "attempt": 1,
         "name": job.name,
+        "tenant": job.tenant,
+        "type": job.training.type,
         "job": job,
         "result_id": "result",
         "gpu_queue": "gpu.40gb",

@@ -235,6 +235,9 @@ def test_every_key_expires(
     dead = admitted(state, job_document)
     state.fail(dead, begin(state, dead, "prepare"), JobError("broken"))
     ttls = {key: redis_client.ttl(key) for key in redis_client.scan_iter("training:*")}
+    usage = [ttls.pop(key) for key in list(ttls) if key.startswith("training:usage:")]
+    assert len(usage) == 2
+    assert all(ttl == timedelta(days=400).total_seconds() for ttl in usage), usage
     assert len(ttls) == 2 * 3 + 10
     assert 7190 < ttls.pop("training:jobs:renewals") <= 7200
     assert all(3590 < ttl <= 3600 for ttl in ttls.values()), ttls

@@ -64,7 +64,8 @@ def assert_all_keys_expire(redis_client: Redis, control: JobControl) -> None:
 
     def is_empty() -> bool:
         control.renew_keys()
-        return set(redis_client.scan_iter()) <= {"training:fleet", "cpu"}
+        keys = {key for key in redis_client.scan_iter() if not key.startswith("training:usage:")}
+        return keys <= {"training:fleet", "cpu"}
 
     wait_until(is_empty, timeout_s=20, description="no key of a job is left")
 

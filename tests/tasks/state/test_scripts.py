@@ -10,13 +10,14 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from redis import Redis
 
+from routing.classes import GpuPrices, MemoryClass
 from routing.queues import ALL_QUEUES
 from tasks import events
 from tasks.cache.index import PackIndex
@@ -28,6 +29,7 @@ from tasks.state.control import JobControl
 from tasks.state.ended_jobs import EndedJobs
 from tasks.state.fencing_token import FencingToken
 from tasks.state.job_store import JobStore
+from tasks.state.quotas import Quotas
 from tasks.state.record import VERSION, StageRecord, parse_summary
 from tasks.state.stage_message import StageMessage
 from tasks.state.tenant_queues import TenantQueues
@@ -72,6 +74,13 @@ REPEATED = FencingToken(3, "another")
 """The number of a start whose increment a failover lost, given again."""
 BETWEEN = RUNNING | {"stage_state": "done"}
 TRAINING = RUNNING | {"stage": "train", "stage_number": "3"}
+ON_GPU = RUNNING | {
+    "stage": "cache",
+    "stage_number": "2",
+    "stage:cache": '{"queue":"gpu.40gb","worker":"w","attempt":3,"started_at":1000}',
+    "gpu_start": "40gb 1.8 EUR 1000.000000",
+    "alive_at": "1100.000000",
+}
 ENDED = BETWEEN | {"status": "failed", "error": "e", "error_code": "internal", "error_stage": "x"}
 IN_FLIGHT = "training:jobs:in_flight"
 DUE = "training:jobs:due"
@@ -98,6 +107,12 @@ class Fleet:
 
     def begin(self, stage: str = "prepare", tag: str = "new", **more: Any) -> object:
         return self.state.begin("one", stage, worker="w2", queue="q", tag=tag, **more)[:2]
+
+    def begin_on_gpu(self) -> object:
+        """Begin ``cache`` on a GPU that has a price."""
+        prices = GpuPrices({MemoryClass.GB40: 1.8}, "EUR")
+        state = JobStore(self.redis, HOUR, prices=prices)
+        return state.begin("one", "cache", worker="w2", queue="gpu.40gb", tag="new")[:2]
 
     def finish(self, token: FencingToken, **more: Any) -> object:
         return self.state.finish_stage("one", token, "prepare", STAGE, LEFT, None, **more)
@@ -133,6 +148,17 @@ def in_tenant_queue(queue: str = "cpu") -> dict[str, Any]:
         f"{TENANT_QUEUES}:{queue}:a": {"one": 9e10 + 1000},
         f"{SINCE}:{queue}:a": {"one": 1000.0},
     }
+
+
+def quotas(tenant: str = "a", **quota: Any) -> dict[str, Any]:
+    return {"training:quotas": {tenant: json.dumps(quota)}}
+
+
+def used(**amounts: int) -> dict[str, Any]:
+    """What tenant ``a`` has used this month."""
+    month = f"{datetime.now(UTC):%Y-%m}"
+    fields = {name: str(amount) for name, amount in amounts.items()}
+    return {f"training:usage:{month}:a": fields}
 
 
 def held(tag: str = "tag") -> dict[str, Any]:
@@ -331,7 +357,80 @@ CASES: dict[str, Case] = {
     "requested state of an unknown job": Case(
         lambda fleet: fleet.state.requested_state("one", NEWEST)
     ),
+    # GPU time. The times before are of 1970, so that the seconds are known where the end is.
+    "begin on a GPU": Case(lambda fleet: fleet.begin_on_gpu(), BETWEEN, in_flight()),
+    "begin on a GPU, lost": Case(
+        lambda fleet: fleet.begin_on_gpu(), ON_GPU | {"stage_state": "running"}, in_flight()
+    ),
+    "requeue lost on a GPU": Case(
+        lambda fleet: fleet.control.requeue("one", 3, "cache"), ON_GPU, in_flight()
+    ),
+    "finish stage without its GPU": Case(
+        lambda fleet: fleet.finish(NEWEST, is_gpu_used=False), ON_GPU, in_flight()
+    ),
+    "requested state after long": Case(
+        lambda fleet: fleet.state.requested_state("one", NEWEST), ON_GPU
+    ),
+    # Quotas.
+    "create at the quota": Case(create, before=quotas(gpu_hours=1) | used(gpu_ms=3_600_000)),
+    "create below the quota": Case(create, before=quotas(gpu_hours=1) | used(gpu_ms=3_599_999)),
+    "create at the quota of others": Case(
+        create, before=quotas("*", money=2) | used(cost_micros=2_000_000)
+    ),
+    "create at another quota": Case(
+        create, before=quotas("b", gpu_hours=1) | used(gpu_ms=3_600_000)
+    ),
+    "create held by its quota": Case(
+        create, before=quotas(gpu_hours=1, hold=True) | used(gpu_ms=3_600_000)
+    ),
+    "create with too many waiting": Case(
+        create, before=quotas(max_waiting=1) | in_tenant_queue("gpu.40gb")
+    ),
+    "create existing at the quota": Case(
+        create, QUEUED, quotas(gpu_hours=1) | used(gpu_ms=3_600_000)
+    ),
+    "dispatch at the quota": Case(
+        lambda fleet: fleet.queues.dispatch(),
+        IN_TENANT_QUEUE,
+        in_tenant_queue() | quotas(gpu_hours=1) | used(gpu_ms=3_600_000),
+        room=1,
+    ),
+    "set quota": Case(
+        lambda fleet: Quotas(fleet.redis).change("a", {"money": 2.5, "gpu_hours": None}),
+        before=quotas(gpu_hours=1, max_waiting=3),
+    ),
+    "set quota to none": Case(
+        lambda fleet: Quotas(fleet.redis).change("a", {"gpu_hours": None, "hold": False}),
+        before=quotas(gpu_hours=1),
+    ),
     # Requests of operators.
+    "prioritize unknown": Case(lambda fleet: fleet.control.prioritize("one", 5)),
+    "prioritize ended": Case(lambda fleet: fleet.control.prioritize("one", 5), ENDED),
+    "prioritize waiting": Case(
+        lambda fleet: fleet.control.prioritize("one", 5),
+        IN_TENANT_QUEUE | {"front_at": "5"},
+        in_tenant_queue(),
+    ),
+    "move to the front": Case(
+        lambda fleet: fleet.control.prioritize("one", None), IN_TENANT_QUEUE, in_tenant_queue()
+    ),
+    "prioritize before its GPU": Case(
+        lambda fleet: fleet.control.prioritize("one", 5), RUNNING, in_flight()
+    ),
+    "prioritize on a GPU": Case(
+        lambda fleet: fleet.control.prioritize("one", 5), TRAINING, in_flight()
+    ),
+    "prioritize dispatched": Case(
+        lambda fleet: fleet.control.prioritize("one", 5), BETWEEN, in_flight()
+    ),
+    "prioritize cached": Case(
+        lambda fleet: fleet.control.prioritize("one", 5),
+        BETWEEN | {"artifact:cache_queue": '"cpu"'},
+        in_flight(),
+    ),
+    "prioritize paused": Case(
+        lambda fleet: fleet.control.prioritize("one", 5), TRAINING | {"status": "paused"}
+    ),
     "cancel unknown": Case(lambda fleet: fleet.control.cancel("one")),
     "cancel ended": Case(lambda fleet: fleet.control.cancel("one"), ENDED),
     "cancel waiting": Case(
@@ -569,8 +668,10 @@ def dump(client: Any) -> dict[str, Any]:
     }
     found: dict[str, Any] = {}
     for key in map(str, client.scan_iter()):
-        found[key] = plain(read[str(client.type(key))](key))
-        found[f"{key} ttl"] = round(int(client.ttl(key)), -2)
+        # Of months, this one alone occurs.
+        name = re.sub(r"^training:usage:\d{4}-\d\d", "training:usage:MONTH", key)
+        found[name] = plain(read[str(client.type(key))](key))
+        found[f"{name} ttl"] = round(int(client.ttl(key)), -2)
     return found
 
 
@@ -596,6 +697,16 @@ def plain_json(value: Any) -> Any:
     return plain(dict(zip(value[::2], value[1::2], strict=True)) if is_hash else value)
 
 
+def plain_time(value: float | str) -> float | str:
+    """Return a time near now, or an order made of one, relative to it."""
+    distance = float(value) - time.time()
+    if abs(distance) < 5000:
+        return f"now+{round(distance, -1):g}".replace("+-0", "").replace("+0", "")
+    if 8e10 < float(value) < 1e11 and abs(float(value) - 9e10 - time.time()) < 1000:
+        return "9e10+now"
+    return "-now" if abs(float(value) + time.time()) < 1000 else value
+
+
 def plain(value: Any) -> Any:
     """Return the value with JSON parsed, times relative to now, random ids and estimates elided."""
     if isinstance(value, Mapping):
@@ -612,11 +723,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, str) and value[:1] in "{[" and value[1:]:
         return plain_json(json.loads(value))
     if isinstance(value, float) or (isinstance(value, str) and re.fullmatch(r"\d+\.\d+", value)):
-        distance = float(value) - time.time()
-        if abs(distance) < 5000:
-            return f"now+{round(distance, -1):g}".replace("+-0", "").replace("+0", "")
-        if 8e10 < float(value) < 1e11 and abs(float(value) - 9e10 - time.time()) < 1000:
-            return "9e10+now"
+        value = plain_time(value)
     if type(value) is str:  # no enumeration's value
+        value = re.sub(r"(?<= )\d{10}\.\d{6}$", "now", value)
         return re.sub(r"[\d.]+ GiB", "... GiB", value)
     return value

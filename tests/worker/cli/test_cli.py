@@ -53,7 +53,7 @@ def test_every_command_has_help(command: str) -> None:
 
 
 def test_help_of_all_commands_fits_its_line(invoke: Invoke) -> None:
-    for group in ("", "cache", "dead-letter", "keys"):
+    for group in ("", "cache", "dead-letter", "keys", "tenants"):
         shown = invoke(*group.split(), "--help", COLUMNS="80")
         assert "..." not in shown.replace("[ARGS]...", "")
 

@@ -1,0 +1,65 @@
+-- What tenants use in a month, and their quotas of it. Needs `time` and `keys`.
+
+-- The month of the broker's clock, in UTC: 2026-11. The calendar is that of Howard Hinnant's
+-- "chrono-Compatible Low-Level Date Algorithms", civil_from_days.
+local function this_month()
+  local days = math.floor(time[1] / 86400) + 719468
+  local era = math.floor(days / 146097)
+  local day = days - era * 146097
+  local year = math.floor((day - math.floor(day / 1460) + math.floor(day / 36524)
+    - math.floor(day / 146096)) / 365)
+  local day_of_year = day - (365 * year + math.floor(year / 4) - math.floor(year / 100))
+  local from_march = math.floor((5 * day_of_year + 2) / 153)
+  local month = from_march < 10 and from_march + 3 or from_march - 9
+  return string.format('%04d-%02d', year + era * 400 + (month <= 2 and 1 or 0), month)
+end
+
+local function usage_key(tenant) return keys.usage .. ':' .. this_month() .. ':' .. tenant end
+
+-- Adds to what a tenant has used this month: `amounts` maps fields to whole numbers.
+local function add_usage(tenant, amounts)
+  local key, tenants = usage_key(tenant), keys.usage .. ':' .. this_month()
+  for field, by in pairs(amounts) do redis.call('HINCRBY', key, field, by) end
+  redis.call('SADD', tenants, tenant)
+  for _, name in ipairs({key, tenants}) do redis.call('EXPIRE', name, limits.usage_ttl_s) end
+end
+
+-- A tenant's quotas, or those of every tenant without its own.
+local function quotas_of(tenant)
+  local quotas = redis.call('HMGET', keys.quotas, tenant, '*')
+  return cjson.decode(quotas[1] or quotas[2] or '{}')
+end
+
+-- Names the monthly quota that a tenant has used up, if any: its waiting jobs are held.
+local function used_up_quota(tenant)
+  local quotas = quotas_of(tenant)
+  if not quotas.gpu_hours and not quotas.money then return nil end
+  local used = redis.call('HMGET', usage_key(tenant), 'gpu_ms', 'cost_micros')
+  if quotas.gpu_hours and tonumber(used[1] or 0) >= quotas.gpu_hours * 3.6e6 then
+    return 'gpu_hours'
+  end
+  if quotas.money and tonumber(used[2] or 0) >= quotas.money * 1e6 then return 'money' end
+  return nil
+end
+
+-- Names the quota that refuses another job of a tenant, if any.
+local function refusing_quota(tenant)
+  local quotas, waiting = quotas_of(tenant), 0
+  if quotas.max_waiting then
+    for _, queue in ipairs(redis.call('SMEMBERS', keys.tenant_queues)) do
+      waiting = waiting + redis.call('ZCARD', tenant_queue_key(queue, tenant))
+    end
+    if waiting >= quotas.max_waiting then return 'max_waiting' end
+  end
+  return not quotas.hold and used_up_quota(tenant) or nil
+end
+
+-- Those of the tenants whose jobs no quota holds.
+local function tenants_within_quotas(tenants)
+  if redis.call('EXISTS', keys.quotas) == 0 then return tenants end
+  local within = {}
+  for _, tenant in ipairs(tenants) do
+    if not used_up_quota(tenant) then table.insert(within, tenant) end
+  end
+  return within
+end

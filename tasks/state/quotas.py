@@ -1,0 +1,117 @@
+"""Quotas of tenants: GPU hours and money a month, and waiting jobs.
+
+They are kept in the broker, where a change counts at once, and scripts go by them
+(``lua/usage.lua``): when a job is created, and before a waiting job is dispatched. A job that is
+dispatched or runs is never stopped by a quota.
+"""
+
+from typing import cast
+
+from redis import Redis
+
+from tasks.clock import broker_time
+from tasks.errors import QuotaExceededError
+from tasks.state import scripts
+from tasks.state.keys import QUOTAS, USAGE_TTL
+from tasks.state.usage import UsageStore, month_name, next_month
+from tasks.strict_model import PositiveFloat, PositiveInt, StrictModel
+
+# A waiting job may be dispatched at any time.
+_RETRY_WAITING_S = 60
+
+
+class Quota(StrictModel):
+    """A tenant's quotas; null is no quota."""
+
+    gpu_hours: PositiveFloat | None = None
+    """GPU hours a month, of all classes together."""
+    money: PositiveFloat | None = None
+    """The cost of GPUs a month, in the currency of ``TRAINING_GPU_PRICES``."""
+    max_waiting: PositiveInt | None = None
+    """Jobs that wait in the tenant's queues at a time."""
+    hold: bool = False
+    """Whether a job that is submitted after a month's quota is used up waits for the next month,
+    and is not refused."""
+
+    def text_of(self, name: str) -> str:
+        """Return a monthly quota in words."""
+        return f"{self.gpu_hours:g} GPU hours" if name == "gpu_hours" else f"budget of {self.money}"
+
+
+class Quotas:
+    """Reads and changes quotas.
+
+    Args:
+        client: A connection to Redis that decodes responses.
+    """
+
+    def __init__(self, client: Redis) -> None:
+        self._redis = client
+        self._usage = UsageStore(client)
+
+    def all(self) -> dict[str, Quota]:
+        """Return the quotas by tenant; ``*`` is every tenant without its own."""
+        texts = cast("dict[str, str]", self._redis.hgetall(QUOTAS))
+        return {tenant: Quota.model_validate_json(text) for tenant, text in sorted(texts.items())}
+
+    def of(self, tenant: str) -> Quota:
+        """Return the quotas that a tenant has."""
+        own, others = cast("list[str | None]", self._redis.hmget(QUOTAS, tenant, "*"))
+        return Quota.model_validate_json(own or others or "{}")
+
+    def change(self, tenant: str, changes: dict[str, float | bool | None]) -> Quota:
+        """Change some of a tenant's quotas, and return all that it has then.
+
+        Args:
+            tenant: The tenant, or ``*`` for every tenant without its own.
+            changes: Fields of ``Quota``; None removes one.
+        """
+        text = scripts.set_quota(
+            self._redis,
+            quotas_key=QUOTAS,
+            ttl_s=int(USAGE_TTL.total_seconds()),
+            tenant=tenant,
+            changes=changes,
+        )
+        return Quota.model_validate_json(text)
+
+    def remove(self, tenant: str) -> bool:
+        """Remove a tenant's quotas; return whether it had any."""
+        return bool(self._redis.hdel(QUOTAS, tenant))
+
+    def renew(self) -> None:
+        """Keep the quotas for another 13 months."""
+        self._redis.expire(QUOTAS, USAGE_TTL)
+
+    def used_up(self, tenant: str) -> str | None:
+        """Return which monthly quota a tenant has used up, in words; None if it has not."""
+        quota = self.of(tenant)
+        if quota.gpu_hours is None and quota.money is None:
+            return None
+        month = self._usage.this_month()
+        used = self._usage.of(tenant, month)
+        for name, limit, amount in (
+            ("gpu_hours", quota.gpu_hours, used.gpu_hours),
+            ("money", quota.money, used.cost),
+        ):
+            if limit is not None and amount >= limit:
+                return f"{tenant} has used its {quota.text_of(name)} of {month_name(month)}"
+        return None
+
+    def refusal(self, tenant: str, name: str) -> QuotaExceededError:
+        """Return the error of a job that a quota refuses.
+
+        Args:
+            tenant: The job's tenant.
+            name: The field of ``Quota`` that a script has returned.
+        """
+        quota, month = self.of(tenant), self._usage.this_month()
+        if name == "max_waiting":
+            message = f"{tenant} has {quota.max_waiting} waiting jobs, its maximum"
+            remedy = "submit again when some have started, or ask the operator to raise it"
+            return QuotaExceededError(f"{message}; {remedy}", _RETRY_WAITING_S)
+        message = f"{tenant} has used its {quota.text_of(name)} of {month_name(month)}"
+        renewal = next_month(month)
+        remedy = f"submit again from {renewal:%Y-%m-%d} (UTC), or ask the operator to raise it"
+        left_s = renewal.timestamp() - broker_time(self._redis)
+        return QuotaExceededError(f"{message}; {remedy}", max(1, round(left_s)))
