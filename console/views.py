@@ -23,7 +23,11 @@ COMPONENT = "x-component"
 class View(BaseModel):
     """Base of all views."""
 
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True,
+        use_attribute_docstrings=True,
+        json_schema_serialization_defaults_required=True,
+    )
 
 
 class ProgressView(View):

@@ -14,7 +14,7 @@ from tasks.state.connection import connect
 from tasks.state.job_store import JobStore
 from worker.local.embedded_broker import EmbeddedBroker
 
-pytest_plugins = ["pytester", "tests.reruns"]
+pytest_plugins = ["pytester", "tests.node_tools", "tests.reruns"]
 # Before torch is imported, here and in every child process: small tensors are ten times slower with
 # several threads on a busy machine, and no test may reach the Hub.
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}

@@ -12,6 +12,15 @@ from tasks.errors import InvalidJobError, Problem
 FORM_TYPE = "multipart/form-data"
 FIELD = "file"
 """Name of the form's field."""
+FORM_SCHEMA = {
+    "type": "object",
+    "description": "A form with one file.",
+    "properties": {
+        FIELD: {"type": "string", "format": "binary", "description": "An archive of images."}
+    },
+    "required": [FIELD],
+}
+"""The form in the API's description."""
 
 
 class FormFile:

@@ -12,6 +12,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
+from console.api.multipart import FORM_SCHEMA
 from console.api.problems import PROBLEM_TYPE, ProblemDocument
 from console.views import COMPONENT
 from tasks.schemas.json_schema import component_schemas
@@ -106,6 +107,7 @@ def api_document(api: FastAPI) -> Schema:
     problem = ProblemDocument.model_json_schema(ref_template=f"{_SCHEMAS}{{model}}")
     schemas = document["components"]["schemas"] | component_schemas(_SCHEMAS)
     schemas |= {**problem.pop("$defs"), ProblemDocument.__name__: problem}
+    schemas["UploadForm"] = FORM_SCHEMA
     # FastAPI's own form of errors, which this API does not have.
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 
 from console.api.access import ServicesDep, Uploader
-from console.api.multipart import FIELD, FORM_TYPE, FormFile
-from console.api.openapi import binary, errors, header
+from console.api.multipart import FORM_TYPE, FormFile
+from console.api.openapi import binary, errors, header, reference
 from console.errors import BadRequestError, PreconditionFailedError, UnsupportedMediaTypeError
 from console.services.upload_store import CHECKSUMS, Checksum
 from console.views import ImageView, UploadView
@@ -130,16 +130,7 @@ async def create_upload(
         "requestBody": {
             "required": True,
             "description": "A form with one file.",
-            "content": {
-                FORM_TYPE: {
-                    "schema": {
-                        "type": "object",
-                        "properties": {FIELD: {"type": "string", "format": "binary"}},
-                        "required": [FIELD],
-                        "title": "UploadForm",
-                    }
-                }
-            },
+            "content": {FORM_TYPE: {"schema": reference("UploadForm")}},
         }
     },
 )

@@ -105,9 +105,14 @@ def component_schemas(prefix: str) -> dict[str, Schema]:
         "anyOf": [{"$ref": "#/$defs/PresetJob"}, {"$ref": f"#/$defs/{_JOB}"}],
     }
     for part in _parts(schemas):
-        # Generators of clients have no default of a mapping.
-        if isinstance(part.get("default"), dict):
-            del part["default"]
+        for branch in part.get("anyOf", ()):
+            # openapi-python-client reads a choice of an enum, and not of a constant.
+            if "const" in branch:
+                branch["enum"] = [branch.pop("const")]
+        # Generated clients would demand or send what has a default.
+        default = part.pop("default", None)
+        if default is not None and "description" in part:
+            part["description"] += f"\n\nDefault: `{json.dumps(default)}`."
     text = json.dumps(schemas).replace(f"{_FILES[_JOB]}.schema.json", f"#/$defs/{_JOB}")
     referring: dict[str, Schema] = json.loads(text.replace("#/$defs/", prefix))
     return referring

@@ -18,7 +18,7 @@ from tests.tasks.jobs.test_flux_lora import with_values
 
 FOLDER = Path(__file__).parents[3] / "deploy" / "contract"
 # The console writes its description; the others are written by people.
-OTHERS = {"README.md", "example_backend.py", "openapi.json"}
+OTHERS = {"README.md", "example_backend.py", "openapi-python-client.yaml", "openapi.json"}
 DATASET = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/images"}
 ARTIFACT = events.Artifact(name="a", key="k", sha256="0" * 64, size=1)
 

@@ -1,13 +1,11 @@
 import json
-import shutil
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tasks.jobs.job import parse_job
 from tasks.schemas.typescript import typescript_file
+from tests.node_tools import NodeFolder
 from tests.tasks.schemas.test_form import DATASET, VALUES, filled_in
 
 USE = """
@@ -15,7 +13,7 @@ import {
   ERROR_CODES, MEMORY_PRESETS, toTrainingJob,
   type JobEvent, type Manifest, type MemoryPresets, type PresetJob, type RaisedError,
   type SubmitResult, type TrainingForm, type TrainingJob, type Webhook,
-} from "./training-worker.js";
+} from "./training-worker.ts";
 
 const form: TrainingForm = {
   name: "my-cat",
@@ -64,7 +62,7 @@ export function read(e: RaisedError, result: SubmitResult, hook: Webhook, manife
 }
 """
 WRONG = """
-import { type JobEvent, type TrainingForm, type TrainingJob } from "./training-worker.js";
+import { type JobEvent, type TrainingForm, type TrainingJob } from "./training-worker.ts";
 export function misspelt(form: TrainingForm, job: TrainingJob, event: JobEvent) {
   // @ts-expect-error there is no such scheduler
   form.advanced = { lrScheduler: "cosinus" };
@@ -76,21 +74,13 @@ export function misspelt(form: TrainingForm, job: TrainingJob, event: JobEvent) 
 """
 
 
-def ran(*command: str, cwd: Path) -> str:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-@pytest.mark.skipif(not shutil.which("tsc") or not shutil.which("node"), reason="no tsc and node")
-def test_the_types_compile_and_build_jobs(tmp_path: Path) -> None:
-    (tmp_path / "package.json").write_text('{"type": "module"}')
-    (tmp_path / "training-worker.ts").write_text(typescript_file())
-    (tmp_path / "use.ts").write_text(USE)
-    (tmp_path / "wrong.ts").write_text(WRONG)
-    options = ["--strict", "--target", "es2022", "--module", "nodenext"]
-    ran("tsc", *options, "use.ts", "wrong.ts", cwd=tmp_path)
-    made: dict[str, Any] = json.loads(ran("node", "use.js", cwd=tmp_path))
+@pytest.mark.timeout(240)
+def test_the_types_compile_and_build_jobs(node: NodeFolder) -> None:
+    (node.path / "training-worker.ts").write_text(typescript_file())
+    (node.path / "use.ts").write_text(USE)
+    (node.path / "wrong.ts").write_text(WRONG)
+    node.compile("use.ts", "wrong.ts")
+    made: dict[str, Any] = json.loads(node.run("node", "use.js"))
 
     names = ("baseModel", "maxTrainSteps", "learningRate", "loraRank", "lrScheduler")
     values = {name: VALUES[name] for name in (*names, "timestepSampler", "cacheVaeOutputs")}
