@@ -272,7 +272,7 @@ JOBS_RUNNING = _gauge("jobs_running", "Stages that run, by the queue that they c
 WORKERS_WANTED = _gauge(
     "workers_wanted",
     "Workers of a queue that would have work: jobs that run from it, and jobs that wait for it "
-    "within their tenants' limits.",
+    "within their tenants' limits and quotas.",
     "queue",
 )
 JOBS_IN_FLIGHT = _gauge("jobs_in_flight", "Jobs that have a message or whose stage runs.")

@@ -6,7 +6,7 @@ few fields of each job in flight.
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -27,6 +27,7 @@ from tasks.state.keys import (
     tenant_since_key,
     tenants_key,
 )
+from tasks.state.quotas import Quotas
 from tasks.state.record import CACHE_QUEUE_FIELD, pending_queue
 from tasks.state.tenant_queues import shares_in
 from tasks.state.workers import WorkerInfo, live_workers
@@ -61,6 +62,7 @@ class FleetSnapshot:
         webhook_tenants: The number of tenants whose jobs' own webhooks are not all delivered.
         workers: The live workers by name.
         shares: The tenants' shares.
+        held: The tenants whose waiting jobs a monthly quota holds.
     """
 
     waiting: Mapping[Place, int]
@@ -74,16 +76,18 @@ class FleetSnapshot:
     webhook_tenants: int
     workers: Mapping[str, WorkerInfo]
     shares: TenantShares
+    held: Collection[str]
 
     def workers_wanted(self) -> dict[str, int]:
         """Return by queue how many workers would have work: an autoscaler starts that many.
 
-        A tenant's jobs beyond its limit wait for its other jobs, and not for a worker.
+        A tenant's jobs beyond its limit wait for its other jobs, and those that a quota holds wait
+        for the next month: no worker helps them.
         """
         running = Counter(stage.tenant for stage in self.running)
         wanted = Counter(stage.queue for stage in self.running)
         for (queue, tenant), count in self.waiting.items():
-            limit = share_of(tenant, self.shares).limit
+            limit = 0 if tenant in self.held else share_of(tenant, self.shares).limit
             admitted = count if limit is None else min(count, max(0, limit - running[tenant]))
             wanted[queue] += admitted
         return {queue: wanted[queue] for queue in ALL_QUEUES}
@@ -135,6 +139,7 @@ def read_fleet(client: Redis) -> FleetSnapshot:
         webhook_tenants=webhook_tenants,
         workers=live_workers(client),
         shares=shares_in(published),
+        held=Quotas(client).held_tenants(),
     )
 
 

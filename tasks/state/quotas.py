@@ -13,7 +13,7 @@ from tasks.clock import broker_time
 from tasks.errors import QuotaExceededError
 from tasks.state import scripts
 from tasks.state.keys import QUOTAS, USAGE_TTL
-from tasks.state.usage import UsageStore, month_name, next_month
+from tasks.state.usage import Usage, UsageStore, month_name, next_month
 from tasks.strict_model import PositiveFloat, PositiveInt, StrictModel
 
 # A waiting job may be dispatched at any time.
@@ -32,6 +32,17 @@ class Quota(StrictModel):
     hold: bool = False
     """Whether a job that is submitted after a month's quota is used up waits for the next month,
     and is not refused."""
+
+    @property
+    def is_monthly(self) -> bool:
+        """Whether a month's use has a quota."""
+        return self.gpu_hours is not None or self.money is not None
+
+    def used_up_by(self, used: Usage) -> str | None:
+        """Return the name of the monthly quota that a month's use has reached; None for none."""
+        if self.gpu_hours is not None and used.gpu_hours >= self.gpu_hours:
+            return "gpu_hours"
+        return "money" if self.money is not None and used.cost >= self.money else None
 
     def text_of(self, name: str) -> str:
         """Return a monthly quota in words."""
@@ -86,17 +97,24 @@ class Quotas:
     def used_up(self, tenant: str) -> str | None:
         """Return which monthly quota a tenant has used up, in words; None if it has not."""
         quota = self.of(tenant)
-        if quota.gpu_hours is None and quota.money is None:
+        if not quota.is_monthly:
             return None
         month = self._usage.this_month()
-        used = self._usage.of(tenant, month)
-        for name, limit, amount in (
-            ("gpu_hours", quota.gpu_hours, used.gpu_hours),
-            ("money", quota.money, used.cost),
-        ):
-            if limit is not None and amount >= limit:
-                return f"{tenant} has used its {quota.text_of(name)} of {month_name(month)}"
-        return None
+        name = quota.used_up_by(self._usage.of(tenant, month))
+        if name is None:
+            return None
+        return f"{tenant} has used its {quota.text_of(name)} of {month_name(month)}"
+
+    def held_tenants(self) -> set[str]:
+        """Return the tenants whose waiting jobs a monthly quota holds."""
+        quotas = self.all()
+        if not any(quota.is_monthly for quota in quotas.values()):
+            return set()
+        return {
+            used.tenant
+            for used in self._usage.all(self._usage.this_month())
+            if (quotas.get(used.tenant) or quotas.get("*") or Quota()).used_up_by(used)
+        }
 
     def refusal(self, tenant: str, name: str) -> QuotaExceededError:
         """Return the error of a job that a quota refuses.

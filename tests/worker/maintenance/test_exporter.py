@@ -21,7 +21,10 @@ from tasks.stages.submit import submit
 from tasks.state.control import JobControl
 from tasks.state.fleet_snapshot import Running, read_fleet
 from tasks.state.job_store import DispatchOutcome, JobStore
+from tasks.state.keys import USAGE
+from tasks.state.quotas import Quotas
 from tasks.state.tenant_queues import TenantQueues
+from tasks.state.usage import UsageStore
 from tasks.state.workers import GpuStats, WorkerHeartbeat, WorkerInfo
 from tasks.store import pack_key
 from worker.maintenance import exporter
@@ -217,6 +220,25 @@ def test_workers_are_wanted_for_jobs_within_their_tenants_limits(
     assert ask("workers_wanted", queue="cpu") == 4
     with served(redis_client) as url:
         assert httpx2.get(f"{url}/workers-wanted").json() == first.workers_wanted()
+
+
+def test_no_worker_is_wanted_for_jobs_that_a_quota_holds(
+    redis_client: Redis, submit_for: Callable[[str], DispatchOutcome], jobs: JobStore
+) -> None:
+    TenantQueues(redis_client, HOUR).publish_fleet([], {}, HOUR)
+    quotas = Quotas(redis_client)
+    quotas.change("a", {"gpu_hours": 1, "hold": True})
+    quotas.change("*", {"money": 5, "hold": True})
+    for tenant in "abc":
+        submit_for(tenant)
+    assert read_fleet(redis_client).workers_wanted()["cpu"] == 3
+    month = UsageStore(redis_client).this_month()
+    redis_client.hset(f"{USAGE}:{month}:a", "gpu_ms:40gb", 3_600_000)
+    redis_client.hset(f"{USAGE}:{month}:b", "cost_micros", 5_000_000)
+    assert read_fleet(redis_client).workers_wanted()["cpu"] == 1
+    assert quotas.held_tenants() == {"a", "b"}
+    assert quotas.used_up("b") is not None
+    assert quotas.used_up("c") is None
 
 
 def test_an_autoscaler_learns_that_the_broker_is_away() -> None:
