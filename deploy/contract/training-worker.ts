@@ -1878,6 +1878,12 @@ export interface PublishedFiles {
   sha256: string;
   /** Names of all files, the trained weights first: `/v1/jobs/ID/files/NAME` in the API. */
   files: (string)[];
+  /**
+   * What became of each destination in `publish_to`, in its order. A copy with an error is no
+   * failure of the job: the results are in the store.
+   * @default []
+   */
+  copies: (PublishedCopy)[];
 }
 
 export type Webhook = EndWebhook | EventWebhook;

@@ -95,11 +95,18 @@ class Failure(StrictModel):
 class PublishedFiles(StrictModel):
     """The published files of a job, for its tenant."""
 
+    # A newer version may publish more.
+    model_config = ConfigDict(extra="allow")
+
     sha256: str
     """SHA-256 digest of the first file, in hex."""
 
     files: tuple[str, ...]
     """Names of all files, the trained weights first: `/v1/jobs/ID/files/NAME` in the API."""
+
+    copies: tuple[PublishedCopy, ...] = ()
+    """What became of each destination in ``publish_to``, in its order. A copy with an error is no
+    failure of the job: the results are in the store."""
 
 
 class JobEnd(StrictModel):

@@ -17,6 +17,7 @@ from redis.exceptions import NoPermissionError
 
 from tasks.state.fleet_overview import read_overview
 from tasks.state.tenant_queues import TenantQueues
+from tasks.state.webhook_secrets import WebhookSecrets
 from tests.deploy.manifests import processes
 from tests.deploy.servers import PATIENCE_S, Broker, Started
 from tests.waiting import wait_until
@@ -167,6 +168,18 @@ def test_each_role_has_only_its_own_rights(
             lambda: worker.set("elsewhere", "1"),
             lambda: worker.execute_command("ACL", "LIST"),
         )
+    secrets = "training-secrets:webhooks:default"
+    with broker.client("console") as console:
+        assert (
+            WebhookSecrets(console).create("default")[1]
+            == WebhookSecrets(console).signing("default")[0]
+        )
+    with broker.client("worker") as worker:
+        assert len(WebhookSecrets(worker).signing("default")) == 1
+        refused(lambda: worker.delete(secrets), lambda: WebhookSecrets(worker).create("default"))
+    for role in ("backend", "metrics", "flower"):
+        with broker.client(role) as client:
+            refused(lambda client=client: client.hgetall(secrets))  # type: ignore[misc]
     with Redis(port=broker.port) as stranger:
         refused(lambda: stranger.llen("cpu"))
 

@@ -67,16 +67,17 @@ def job_table(records: list[JobRecord], waits: Mapping[str, str | None]) -> Tabl
 
 def delivery_table(log: Sequence[Delivery]) -> Table:
     """Show one delivery of a job's webhook per row."""
-    table = Table("number", "event", "at", "status", "attempts", "last attempt", "next attempt")
+    table = Table()
+    for heading in ("number", "event", "at", "status", "attempts", "answer", "next"):
+        table.add_column(heading, no_wrap=heading in ("event", "at", "next"))
     for delivery in log:
-        times = [
+        at, due_at = (
             "" if time is None else f"{time.astimezone():%m-%d %H:%M:%S}"
             for time in (delivery.at, delivery.due_at)
-        ]
-        reason, status = delivery.reason or "", delivery.status
-        attempts = str(delivery.attempts)
-        row = (str(delivery.sequence), delivery.event, times[0], status, attempts, reason, times[1])
-        table.add_row(*row)
+        )
+        number, attempts = str(delivery.sequence), str(delivery.attempts)
+        answer = delivery.reason or ""
+        table.add_row(number, delivery.event, at, delivery.status, attempts, answer, due_at)
     return table
 
 

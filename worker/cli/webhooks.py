@@ -55,7 +55,7 @@ def redeliver(
     if json:
         print_json({"job_id": job, "redelivered": sent})
     else:
-        stdout.print(f"{len(sent)} deliveries of job {job} are due now")
+        stdout.print(f"deliveries of job {job} that are due now: {len(sent)}")
 
 
 @secret_commands.command()

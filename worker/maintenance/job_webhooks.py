@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 # each tenant gets one.
 _SHARED, _CONCURRENCY = 32, 128
 _PERIOD_S = 60
+# What only operators see of a result.
+_LOCATIONS = ("published", "manifest")
 
 
 class JobWebhooks:
@@ -150,4 +152,5 @@ class JobWebhooks:
 def _files(result: dict[str, Any], job_id: str) -> dict[str, Any]:
     """Return the published files as the API names them: not where the store is."""
     names = [key.partition(f"/{job_id}/")[2] for key in result["files"]]
-    return {"sha256": result["sha256"], "files": names}
+    visible = {name: value for name, value in result.items() if name not in _LOCATIONS}
+    return {**visible, "files": names}

@@ -21,6 +21,7 @@ def logged(log_format: str) -> list[str]:
         f"set_up_logging({log_format!r}, 'gpu-40gb-0')\n"
         "log = logging.getLogger('tasks.stages.runner')\n"
         "log.info('%s begins', 'train', extra={'job': 'j1', 'stage': 'train'})\n"
+        "logging.getLogger('httpx2').info('GET https://host/path?signature=secret')\n"
         "try: 1 / 0\n"
         "except ZeroDivisionError: log.exception('failed')\n"
     )
@@ -34,6 +35,10 @@ def test_text_names_the_process_the_job_and_the_stage() -> None:
     first = logged("text")[0]
     assert "gpu-40gb-0" in first
     assert first.endswith("train begins [job=j1 stage=train]")
+
+
+def test_no_request_is_logged_with_its_address() -> None:
+    assert "signature" not in "".join(logged("text"))
 
 
 def test_json_is_one_object_a_line() -> None:

@@ -23,6 +23,7 @@ from tasks import events
 from tasks.cache.index import PackIndex
 from tasks.errors import ErrorCode, JobError
 from tasks.jobs.job import TrainingJob, parse_job
+from tasks.jobs.webhook import JobWebhook
 from tasks.state.artifacts import NO_ARTIFACTS, JobArtifacts
 from tasks.state.audit import Action, AuditLog
 from tasks.state.control import JobControl
@@ -33,6 +34,7 @@ from tasks.state.quotas import Quotas
 from tasks.state.record import VERSION, StageRecord, parse_summary
 from tasks.state.stage_message import StageMessage
 from tasks.state.tenant_queues import TenantQueues
+from tasks.state.webhook_deliveries import WebhookDeliveries
 from worker.kombu_redis.redelivery import Redelivery
 from worker.kombu_redis.transport import Keys
 from worker.kombu_redis.unreadable import UnreadableMessages
@@ -91,6 +93,26 @@ TENANT_QUEUES = "training:tenant_queues"
 SINCE = "training:tenant_queues_since"
 
 
+TENANTS = "training:webhooks:tenants"
+PENDING = "training:webhooks:tenant:a"
+DELIVERIES = "training:job:one:deliveries"
+HOOKED = {
+    "webhook": json.dumps(
+        {
+            "url": "https://hooks.example/",
+            "events": ["started", "progress", "checkpoint", "cancelled"],
+            "progress_interval": 60,
+        }
+    )
+}
+PROGRESS = events.Progress(stage="prepare", done=1, total=2, unit="files")
+PENDING_PROGRESS = (
+    '{"event":"progress","at":"1000.000000","text":"{}","status":"pending","attempts":0}'
+)
+FILE = events.Artifact(name="a", key="a", sha256="0" * 64, size=1)
+CHECKPOINT = events.CheckpointSaved(step=1, state_key="a", weights=FILE)
+
+
 @dataclass
 class Fleet:
     """All callers of scripts, on one broker."""
@@ -102,6 +124,7 @@ class Fleet:
         self.state = JobStore(self.redis, HOUR)
         self.control = JobControl(self.redis, HOUR)
         self.queues = TenantQueues(self.redis, HOUR)
+        self.deliveries = WebhookDeliveries(self.redis, HOUR)
         self.cache = PackIndex(self.redis, HOUR, HOUR)
         self.ended = EndedJobs(self.redis, HOUR)
 
@@ -181,6 +204,12 @@ def fail(code: ErrorCode, token: FencingToken = NEWEST) -> Callable[[Fleet], obj
 def claim_webhook(fleet: Fleet) -> object:
     webhooks = Webhooks(fleet.redis, fleet.state, "http://127.0.0.1:9", ["whsec_c2VjcmV0"])
     return webhooks._claim("one", 2000.0)
+
+
+def create_with_webhook(fleet: Fleet) -> object:
+    webhook = JobWebhook(url="https://hooks.example/", events=("accepted",))
+    job = fleet.job.model_copy(update={"webhook": webhook})
+    return fleet.state.create("one", job, "result")
 
 
 def redeliver(fleet: Fleet) -> object:
@@ -549,6 +578,59 @@ CASES: dict[str, Case] = {
     "claim webhook": Case(claim_webhook, ENDED, {WEBHOOKS: {"one": 5.0}}),
     "claim webhook later": Case(claim_webhook, ENDED, {WEBHOOKS: {"one": 2001.0}}),
     "claim webhook delivered": Case(claim_webhook, ENDED),
+    # Jobs' own webhooks.
+    "create with a webhook": Case(create_with_webhook),
+    "begin with a webhook": Case(
+        lambda fleet: fleet.begin(), QUEUED | HOOKED | {"attempt": "0"}, in_flight()
+    ),
+    "progress with a webhook": Case(
+        lambda fleet: fleet.state.write("one", NEWEST, [PROGRESS]),
+        RUNNING | HOOKED,
+        {DELIVERIES: {"1": PENDING_PROGRESS, "sequence": "1", "pending": "1", "progress": "1"}},
+    ),
+    "newer progress supersedes": Case(
+        lambda fleet: fleet.state.write("one", NEWEST, [PROGRESS]),
+        RUNNING | HOOKED,
+        {
+            DELIVERIES: {
+                "1": PENDING_PROGRESS.replace('"attempts":0', '"attempts":1'),
+                "sequence": "1",
+                "pending": "1",
+                "progress": "1",
+                "progress_at": "5",
+            },
+            PENDING: {"one 1": 9e9},
+        },
+    ),
+    "progress a moment later": Case(
+        lambda fleet: fleet.state.write("one", NEWEST, [PROGRESS]),
+        RUNNING | HOOKED,
+        {DELIVERIES: {"sequence": "1", "progress": "1", "progress_at": "9000000000"}},
+    ),
+    "checkpoint with too many pending": Case(
+        lambda fleet: fleet.state.write("one", NEWEST, [CHECKPOINT]),
+        RUNNING | HOOKED,
+        {DELIVERIES: {"sequence": "100", "pending": "100"}},
+    ),
+    "cancel with a webhook that is gone": Case(
+        lambda fleet: fleet.control.cancel("one"), QUEUED | HOOKED, {DELIVERIES: {"gone": "1"}}
+    ),
+    "cancel with a webhook": Case(lambda fleet: fleet.control.cancel("one"), QUEUED | HOOKED),
+    "claim delivery": Case(
+        lambda fleet: fleet.deliveries.claim("a", 2000.0, 2060.0) is not None,
+        QUEUED | HOOKED,
+        {DELIVERIES: {"1": PENDING_PROGRESS}, PENDING: {"one 1": 5.0}, TENANTS: {"a": 5.0}},
+    ),
+    "claim delivery later": Case(
+        lambda fleet: fleet.deliveries.claim("a", 2000.0, 2060.0),
+        QUEUED | HOOKED,
+        {DELIVERIES: {"1": PENDING_PROGRESS}, PENDING: {"one 1": 2001.0}, TENANTS: {"a": 5.0}},
+    ),
+    "claim delivery of an expired job": Case(
+        lambda fleet: fleet.deliveries.claim("a", 2000.0, 2060.0),
+        None,
+        {PENDING: {"one 1": 5.0}, TENANTS: {"a": 5.0}},
+    ),
     # The audit log.
     "record audit": Case(
         lambda fleet: AuditLog(fleet.redis, HOUR).record(

@@ -185,7 +185,8 @@ def test_each_event_is_delivered_once_and_signed(
     assert [body["data"]["sequence"] for body in bodies] == list(range(1, 7))
     assert {body["data"]["job_id"] for body in bodies} == {job_id}
     assert bodies[4]["data"]["event"]["weights"]["name"] == "lamp.safetensors"
-    assert bodies[5]["data"]["result"] == {"sha256": "0", "files": ["lamp.safetensors"]}
+    assert bodies[5]["data"]["result"]["files"] == ["lamp.safetensors"]
+    assert not {"published", "manifest"} & bodies[5]["data"]["result"].keys()
     assert "/store" not in receiver.received[5][2]
     path, headers, body = receiver.received[0]
     assert path == "/hook?token=secret"

@@ -153,7 +153,8 @@ def test_the_end_of_a_newer_job_is_delivered(
     redis_client.hset(f"training:job:{job_id}", mapping=fields)
     assert deliver(webhooks) == [job_id]
     [(_, body)] = receiver.received
-    assert json.loads(body)["data"]["result"] == {**result, "copies": []}
+    # And what this version adds to it.
+    assert result.items() <= json.loads(body)["data"]["result"].items()
 
 
 def test_a_failed_delivery_is_retried_under_the_same_id(
