@@ -98,6 +98,17 @@ class JobView(View):
     """The current stage, or the one that the job waits for."""
     waiting_reason: str | None
     """Why the job waits; null when it runs or has ended."""
+    position: int | None
+    """Place among its tenant's jobs in front of the queue that it waits for, from 1; null when it
+    waits there no more."""
+    jobs_before: int | None
+    """Number of jobs of all tenants that are expected to start before it; null when it does not
+    wait or the number is unknown."""
+    estimated_start_at: datetime | None
+    """When the stage that it waits for is expected to start, if no other job is submitted; null
+    when it does not wait or the time is unknown."""
+    estimated_start_unknown: str | None
+    """Why that time is unknown."""
     queue: str
     """Queue of the job's GPU stages."""
     routing_reason: str

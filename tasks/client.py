@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
@@ -12,6 +13,7 @@ from tasks.app import make_app
 from tasks.clock import broker_time
 from tasks.errors import NoWorkerError
 from tasks.eta.history import RunHistoryStore
+from tasks.eta.positions import Position, Positions
 from tasks.jobs.job import TrainingJob, parse_job
 from tasks.settings.settings import Settings
 from tasks.stages.results import store_results
@@ -62,6 +64,9 @@ class Client:
         self.usage = UsageStore(connection)
         self.webhook_secrets = WebhookSecrets(connection)
         self.webhook_deliveries = WebhookDeliveries(connection, settings.job_ttl)
+        self.positions = Positions(
+            connection, self.state, self.tenant_queues, self.quotas, self.run_history
+        )
 
     def submit(
         self,
@@ -207,8 +212,13 @@ class Client:
         """Return why no worker takes from a queue; None if a live worker serves it."""
         return why_unserved(self._redis, queue)
 
-    def waiting_reason(self, record: JobRecord) -> str | None:
-        """Return what a job waits for, in words; None if it runs or has ended."""
+    def waiting_reason(self, record: JobRecord, position: Position | None = None) -> str | None:
+        """Return what a job waits for, in words; None if it runs or has ended.
+
+        Args:
+            record: The job.
+            position: Where it stands; None reads it.
+        """
         if record.status == JobStatus.PAUSED:
             return f"{record.stage} waits until the job is resumed"
         if record.due_at is not None:
@@ -222,11 +232,14 @@ class Client:
         reason = self.unserved_reason(record.pending_queue)
         if reason is not None:
             return reason
-        if not record.in_tenant_queue:
-            return f"{record.stage} waits in {record.pending_queue} for a free worker"
-        before = self.tenant_queues.jobs_before(record) or 0
-        queue = f"in the queue of tenant {record.job.tenant}, behind {before} of its jobs"
-        return f"{record.stage} waits {queue}"
+        position = position or self.positions.of(record)
+        if position is not None and position.quota is not None:
+            held = "until the month ends or the operator raises the quota"
+            return f"{record.stage} waits {held}: {position.quota}"
+        where = f"{record.stage} waits in {record.pending_queue} for a free worker"
+        if record.in_tenant_queue:
+            where = f"{record.stage} waits in the queue of tenant {record.tenant}"
+        return f"{where}{_position_text(position)}"
 
     def _recording(
         self, actor: str, action: Action, job_id: str, **details: Detail
@@ -239,3 +252,27 @@ class Client:
         reason = self.unserved_reason(queue)
         if reason is not None:
             raise NoWorkerError(reason)
+
+
+def _position_text(position: Position | None) -> str:
+    """Return where a job stands in words, to follow what it waits for."""
+    if position is None:
+        return ""
+    parts = []
+    if position.jobs_before is not None:
+        count = position.jobs_before
+        parts.append("next" if not count else f"{count} job{'s' if count > 1 else ''} before it")
+    if position.starts_at is not None:
+        left_s = (position.starts_at - datetime.now(UTC)).total_seconds()
+        parts.append(f"starts in {_about(left_s)}")
+    elif position.unknown is not None:
+        parts.append(f"start unknown: {position.unknown}")
+    return "".join(f", {part}" for part in parts)
+
+
+def _about(seconds: float) -> str:
+    """Return a duration as an estimate of it is worth."""
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return "less than a minute"
+    return f"about {minutes} min" if minutes < 120 else f"about {round(minutes / 60)} h"

@@ -186,6 +186,8 @@ class Jobs:
     def view(self, record: JobRecord, caller: Caller) -> JobView:
         """Return what a caller sees of one of its jobs."""
         training, progress = record.job.training, self._progress(record)
+        position = self._client.positions.of(record)
+        waiting_reason = self._client.waiting_reason(record, position)
         end = expected_end(record, self.run_history(), datetime.now(UTC), progress)
         return JobView(
             id=record.id,
@@ -199,7 +201,11 @@ class Jobs:
             moved_to_front_at=record.moved_to_front_at,
             status=record.status,
             stage=record.stage,
-            waiting_reason=without_quarantine_reasons(self._client.waiting_reason(record), caller),
+            waiting_reason=without_quarantine_reasons(waiting_reason, caller),
+            position=position and position.place,
+            jobs_before=position and position.jobs_before,
+            estimated_start_at=position and position.starts_at,
+            estimated_start_unknown=position and position.unknown,
             queue=record.gpu_queue,
             routing_reason=record.reason,
             memory_gib=record.estimate.parts(),

@@ -46,7 +46,7 @@ def prepare(context: StageContext) -> StageResult:
     _publish_report(context, report)
     context.check_not_cancelled()
     dataset = ingest(report, worker.store, check_stop=monitor.check_stop)
-    artifacts = JobArtifacts(dataset=dataset_key(dataset.digest))
+    artifacts = JobArtifacts(dataset=dataset_key(dataset.digest), images=len(dataset.samples))
     if is_cached(worker, config, dataset):
         # The cache stage has nothing to compute: it needs no GPU.
         artifacts = artifacts.updated(JobArtifacts(cache_queue=CPU_QUEUE))

@@ -31,6 +31,9 @@ class JobArtifacts(StrictModel):
     dataset: str | None = None
     """The store key of the normalized dataset."""
 
+    images: int | None = None
+    """The number of images of the dataset; null before they are checked."""
+
     cache_queue: str | None = None
     """The queue of the ``cache`` stage; null for the job's GPU queue."""
 

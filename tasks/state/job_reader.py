@@ -131,6 +131,18 @@ class JobReader:
         for position, text in in_order(self._redis.xread(streams)):
             yield position, parse_stored_event(text)
 
+    def newest_progress(self, job_ids: Sequence[str]) -> dict[str, Event]:
+        """Return the newest progress of each job that has reported any."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.xrevrange(progress_key(job_id), count=1)
+            replies = cast("list[list[tuple[str, dict[str, str]]]]", pipe.execute())
+        return {
+            job_id: parse_stored_event(reply[0][1][EVENT_FIELD])
+            for job_id, reply in zip(job_ids, replies, strict=True)
+            if reply
+        }
+
     def _fields_of(self, job_id: str) -> dict[str, str]:
         try:
             return self._fields([job_id])[job_id]

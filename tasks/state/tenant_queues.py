@@ -18,7 +18,7 @@ from tasks.errors import JobError
 from tasks.state import scripts
 from tasks.state.job_store import DispatchOutcome
 from tasks.state.keys import FLEET, IN_FLIGHT, TENANT_QUEUES, tenant_queue_key, tenants_key
-from tasks.state.record import JobRecord, hash_of, parse_summary
+from tasks.state.record import hash_of, parse_summary
 from tasks.state.scripts import Candidates
 from tasks.state.stage_message import send_waiting
 from tasks.state.workers import WorkerInfo
@@ -100,11 +100,6 @@ class TenantQueues:
                     pipe.zcard(tenant_queue_key(queue, tenant))
                 waiting[queue] = dict(zip(tenants, pipe.execute(), strict=True))
         return waiting
-
-    def jobs_before(self, record: JobRecord) -> int | None:
-        """Return how many jobs of its tenant precede a job; None if it is in no tenant queue."""
-        key = tenant_queue_key(record.pending_queue or "", record.job.tenant)
-        return cast("int | None", self._redis.zrank(key, record.id))
 
     def _send_one(self, candidates: Candidates, sent: list[str]) -> Candidates:
         """Send the next job and add its id to ``sent``; return the next candidates, if any."""

@@ -73,12 +73,15 @@ def follow(client: Client, job_id: str, *, as_json: bool) -> JobRecord:
 
 
 def waiting_note(client: Client, record: JobRecord) -> events.Note | None:
-    """Explain why no worker takes a job, or else how long other jobs waited in its queue."""
+    """Explain why no worker takes a job, or else where it stands, or how long others waited."""
     if record.pending_queue is None:
         return None
     reason = client.unserved_reason(record.pending_queue)
     if reason is not None:
         return events.Note(level="warning", message=f"{record.stage} waits: {reason}")
+    position = client.positions.of(record)
+    if position is not None and (position.starts_at or record.in_tenant_queue):
+        return events.Note(level="info", message=client.waiting_reason(record, position) or "")
     waits = client.run_history.read().waits.get(record.pending_queue)
     if waits is None or record.status not in (JobStatus.QUEUED, JobStatus.RUNNING):
         return None

@@ -14,7 +14,7 @@ from tasks.errors import EXIT_CODES, BaseModelError, DatasetError, JobError, NoB
 from tasks.eta.estimate import NO_RUN, TAKES_LONGER, Forecast, forecast, progress_of, time_left
 from tasks.jobs.job import TrainingJob
 from tasks.settings.settings import Settings
-from tasks.state.record import JobRecord
+from tasks.state.record import GpuUse, JobRecord
 from tasks.tracing.spans import has_endpoint, trace_id
 from worker.cli.client import client_of
 from worker.cli.job_tables import dataset_table, estimate_table, route_table, stage_table
@@ -41,7 +41,8 @@ class JobStatusReport:
 
     def __init__(self, client: Client, job_id: str) -> None:
         self._record = client.state.get(job_id)
-        self._waiting_reason = client.waiting_reason(self._record)
+        self._position = client.positions.of(self._record)
+        self._waiting_reason = client.waiting_reason(self._record, self._position)
         self._now = datetime.now(UTC)
         progress = progress_of(event for _, event in client.state.events(job_id))
         history = client.run_history.read()
@@ -53,6 +54,13 @@ class JobStatusReport:
         return {
             **self._record.model_dump(mode="json"),
             "waiting_reason": self._waiting_reason,
+            "position": self._position
+            and {
+                "place": self._position.place,
+                "jobs_before": self._position.jobs_before,
+                "starts_at": self._position.starts_at and self._position.starts_at.isoformat(),
+                "unknown": self._position.unknown,
+            },
             "trace_id": self._trace_id,
             "gpu_memory": {
                 "estimated_bytes": self._record.estimate.needed_bytes,
@@ -68,6 +76,11 @@ class JobStatusReport:
         stdout.print(stage_table(record))
         stdout.print(f"status: {record.status}")
         stdout.print(f"GPU memory: {_memory(record)}")
+        if record.gpu_use.seconds:
+            stdout.print(f"GPU time: {gpu_use_text(record.gpu_use)}")
+        if record.labels:
+            labels = ", ".join(f"{name}={value}" for name, value in record.labels.items())
+            stdout.print(f"labels: {labels}", soft_wrap=True)
         if self._waiting_reason:
             stdout.print(f"waits: {self._waiting_reason}", soft_wrap=True)
         if self._left is not None:
@@ -195,6 +208,14 @@ def time_left_text(left: Forecast, now: datetime) -> str:
         first = f"{duration_text(current.seconds or 0.0)} of {current.stage}"
     end = (now + timedelta(seconds=left.total_s)).astimezone()
     return f"{first}, {duration_text(left.total_s)} in total, until {end:%m-%d %H:%M}"
+
+
+def gpu_use_text(use: GpuUse) -> str:
+    """Return the GPU time of a job by class, and its cost."""
+    seconds = ", ".join(f"{duration_text(s)} of {name}" for name, s in use.seconds.items())
+    if use.cost is None:
+        return seconds
+    return f"{seconds}; cost {use.cost:.2f} {use.currency or ''}".rstrip()
 
 
 def _memory(record: JobRecord) -> str:

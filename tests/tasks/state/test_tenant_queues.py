@@ -15,6 +15,7 @@ from tasks.state.artifacts import NO_ARTIFACTS
 from tasks.state.control import JobControl
 from tasks.state.fencing_token import FencingToken
 from tasks.state.job_store import DispatchOutcome, JobStore, StartOutcome
+from tasks.state.keys import tenant_queue_key
 from tasks.state.record import JobStatus, StageRecord
 from tasks.state.stage_message import stage_message
 from tasks.state.tenant_queues import TenantQueues
@@ -130,7 +131,7 @@ def test_within_a_tenant_priority_precedes_age(
 ) -> None:
     fill(redis_client)
     old, young, urgent = submit_for(), submit_for(), submit_for(priority=9)
-    assert [queues.jobs_before(jobs.get(job_id)) for job_id in (urgent, old, young)] == [0, 1, 2]
+    assert redis_client.zrange(tenant_queue_key("cpu", "a"), 0, -1) == [urgent, old, young]
     for job_id in (urgent, old, young):
         redis_client.delete("cpu")
         assert queues.dispatch() == [job_id]
