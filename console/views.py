@@ -337,6 +337,10 @@ class QueueView(View):
     """Number of waiting jobs by tenant; null for tenants."""
     median_wait_s: float | None
     """Median of recent waiting times; null without history."""
+    oldest_wait_s: float | None
+    """How long the oldest of ``own_waiting`` in tenant queues has waited; null without any."""
+    expected_wait_s: float | None
+    """Expected wait of a job that the caller would add now; null when unknown."""
     unserved_reason: str | None
     """Why no live worker serves the queue; null when one does."""
 

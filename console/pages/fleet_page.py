@@ -135,7 +135,8 @@ def _show_queues(queues: tuple[QueueView, ...]) -> None:
         Tag("caption", "Queues", "sr-only")
         with Tag("thead"), Tag("tr"):
             for heading, classes in (
-                ("Queue", ""), ("Waiting", "right"), ("Median wait", "right"), ("Served", ""),
+                ("Queue", ""), ("Waiting", "right"), ("Oldest", "right"),
+                ("Median wait", "right"), ("Expected wait", "right"), ("Served", ""),
             ):  # fmt: skip
                 Tag("th", heading, classes, scope="col")
         with Tag("tbody"):
@@ -147,8 +148,12 @@ def _show_queue(queue: QueueView) -> None:
     with Tag("tr"):
         Tag("td", queue.name, "wide strong")
         Tag("td", _waiting(queue), "right", data_label="Waiting")
+        oldest = "" if queue.oldest_wait_s is None else span(queue.oldest_wait_s)
+        Tag("td", oldest, "right muted", data_label="Oldest")
         wait = "unknown" if queue.median_wait_s is None else span(queue.median_wait_s)
         Tag("td", wait, "right muted", data_label="Median wait")
+        expected = "unknown" if queue.expected_wait_s is None else span(queue.expected_wait_s)
+        Tag("td", expected, "right muted", data_label="Expected wait")
         with Tag("td", classes="wide"):
             if queue.unserved_reason is None:
                 Tag("span", "by live workers", "muted")

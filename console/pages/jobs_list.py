@@ -1,13 +1,14 @@
 """The list of jobs: searched, filtered, paged, and kept up to date."""
 
 import json
+from datetime import UTC, datetime
 from urllib.parse import quote, urlencode
 
 from nicegui import ui
 
 from console.errors import ConsoleError
 from console.pages.elements import Choice, Field, Tag, button
-from console.pages.formatting import STAGE_NAMES, TYPE_NAMES, ago
+from console.pages.formatting import STAGE_NAMES, TYPE_NAMES, ago, count, span
 from console.pages.layout import Frame
 from console.services.services import Services
 from console.views import JobPage, JobView
@@ -159,6 +160,17 @@ def _status_details(job: JobView) -> str:
         return "" if job.error is None else job.error.code.replace("_", " ")
     stage = STAGE_NAMES.get(job.stage, job.stage)
     progress = job.progress
+    if job.waiting_reason:
+        return f"{stage}, waiting{_place(job)}"
     if progress is None or progress.total <= 0:
-        return f"{stage}, waiting" if job.waiting_reason else stage
+        return stage
     return f"{stage}, {100 * progress.done // progress.total} %"
+
+
+def _place(job: JobView) -> str:
+    """Return where a waiting job stands."""
+    before = "" if job.jobs_before is None else f": {count(job.jobs_before, 'job')} before it"
+    if job.estimated_start_at is None:
+        return before
+    left_s = (job.estimated_start_at - datetime.now(UTC)).total_seconds()
+    return f"{before}, about {span(max(left_s, 1.0))}"

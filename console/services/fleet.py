@@ -120,6 +120,8 @@ class Fleet:
     def _queues(self, in_flight: list[JobRecord], caller: Caller) -> tuple[QueueView, ...]:
         in_tenant_queues = self._client.tenant_queues.waiting()
         waits = self._jobs.run_history().waits
+        oldest_s = self._client.tenant_queues.oldest_waits_s(caller.tenant)
+        expected_s = self._client.positions.expected_waits_s(caller.tenant)
         views = []
         for queue in STAGE_QUEUES:
             tenants = dict(in_tenant_queues.get(queue, {}))
@@ -137,6 +139,8 @@ class Fleet:
                     own_waiting=waiting if caller.tenant is None else tenants.get(caller.tenant, 0),
                     waiting_by_tenant=tenants if caller.is_operator else None,
                     median_wait_s=median(waits[queue]) if waits.get(queue) else None,
+                    oldest_wait_s=oldest_s.get(queue),
+                    expected_wait_s=expected_s.get(queue),
                     unserved_reason=without_quarantine_reasons(unserved_reason, caller),
                 )
             )

@@ -9,14 +9,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from statistics import median
 from typing import cast
 
 from redis import Redis
 
-from routing.queues import CPU_QUEUE
+from routing.queues import CPU_QUEUE, ENGINE_QUEUES, GPU_QUEUES
 from tasks.eta.dispatch_order import (
     MAX_STARTS,
     Fleet,
@@ -42,6 +42,7 @@ _NEW_JOBS_S = 1.0
 # Records that are read for their durations, in all queues together.
 _MAX_READ = 200
 _GPU_STAGES = ("cache", "train")
+_GPU_QUEUES = frozenset((*GPU_QUEUES, *ENGINE_QUEUES))
 
 
 @dataclass(frozen=True)
@@ -117,14 +118,46 @@ class Positions:
         starts_at = snapshot.read_at + timedelta(seconds=start.in_s)
         return Position(place, start.jobs_before, max(starts_at, datetime.now(UTC)))
 
-    def _current(self, job: JobSummary) -> _Snapshot:
+    def expected_waits_s(self, tenant: str | None) -> dict[str, float]:
+        """Return how long a job that is submitted now would wait, by queue of GPUs where known.
+
+        Args:
+            tenant: Its tenant; None is one without jobs.
+        """
+        fleet = self._current().fleet
+        if tenant in fleet.held:
+            return {}
+        queues = {name for it in fleet.servers for name in it.queues if name in _GPU_QUEUES}
+        added = {
+            queue: {
+                **fleet.waiting.get(queue, {}),
+                tenant or "": [
+                    *fleet.waiting.get(queue, {}).get(tenant or "", ()),
+                    Waiting(f"a job for {queue}", tenant or "", 0.0),
+                ],
+            }
+            for queue in queues
+        }
+        starts = expected_starts(replace(fleet, waiting={**fleet.waiting, **added}))
+        waits_s = {queue: starts.get(f"a job for {queue}") for queue in queues}
+        return {
+            queue: start.in_s
+            for queue, start in waits_s.items()
+            if start is not None and start.in_s is not None
+        }
+
+    def _current(self, job: JobSummary | None = None) -> _Snapshot:
+        """Return what was read last, or read it again for a job that it does not have."""
         with self._lock:
             known = self._snapshot
-            if known is None or time.monotonic() - known.read_s >= (
-                _NEW_JOBS_S
-                if job.id not in known.starts and job.updated_at > known.read_at
-                else _VALID_S
-            ):
+            is_new = (
+                known is not None
+                and job is not None
+                and job.id not in known.starts
+                and job.updated_at > known.read_at
+            )
+            valid_s = _NEW_JOBS_S if is_new else _VALID_S
+            if known is None or time.monotonic() - known.read_s >= valid_s:
                 fleet = self._read()
                 known = _Snapshot(
                     fleet, expected_starts(fleet), time.monotonic(), datetime.now(UTC)

@@ -14,10 +14,18 @@ from typing import Any, cast
 from redis import Redis, RedisError
 
 from routing.fair_share import ROOM, TenantShare, TenantShares, next_tenant
+from tasks.clock import broker_time
 from tasks.errors import JobError
 from tasks.state import scripts
 from tasks.state.job_store import DispatchOutcome
-from tasks.state.keys import FLEET, IN_FLIGHT, TENANT_QUEUES, tenant_queue_key, tenants_key
+from tasks.state.keys import (
+    FLEET,
+    IN_FLIGHT,
+    TENANT_QUEUES,
+    tenant_queue_key,
+    tenant_since_key,
+    tenants_key,
+)
 from tasks.state.record import hash_of, parse_summary
 from tasks.state.scripts import Candidates
 from tasks.state.stage_message import send_waiting
@@ -100,6 +108,28 @@ class TenantQueues:
                     pipe.zcard(tenant_queue_key(queue, tenant))
                 waiting[queue] = dict(zip(tenants, pipe.execute(), strict=True))
         return waiting
+
+    def oldest_waits_s(self, tenant: str | None = None) -> dict[str, float]:
+        """Return how long the oldest job has waited in a tenant queue, by queue.
+
+        Args:
+            tenant: Whose jobs; None is all tenants.
+        """
+        places = [
+            (queue, name)
+            for queue, tenants in self.waiting().items()
+            for name in tenants
+            if tenant in (None, name)
+        ]
+        with self._redis.pipeline(transaction=False) as pipe:
+            for queue, name in places:
+                pipe.zrange(tenant_since_key(queue, name), 0, 0, withscores=True)
+            replies = cast("list[list[tuple[str, float]]]", pipe.execute())
+        now, waits = broker_time(self._redis), dict[str, float]()
+        for (queue, _), entries in zip(places, replies, strict=True):
+            for _, since in entries:
+                waits[queue] = max(waits.get(queue, 0.0), now - since)
+        return waits
 
     def _send_one(self, candidates: Candidates, sent: list[str]) -> Candidates:
         """Send the next job and add its id to ``sent``; return the next candidates, if any."""

@@ -8,8 +8,16 @@ from urllib.parse import quote
 from nicegui import background_tasks, ui
 
 from console.errors import ConsoleError
-from console.pages.elements import Tag, button, fact, memory_bar, panel
-from console.pages.formatting import OTHER_REMEDY, REMEDIES, TYPE_NAMES, ago, sentence, span
+from console.pages.elements import Choice, Field, Tag, button, fact, memory_bar, panel
+from console.pages.formatting import (
+    OTHER_REMEDY,
+    REMEDIES,
+    TYPE_NAMES,
+    ago,
+    count,
+    sentence,
+    span,
+)
 from console.pages.job.event_log import EventLog
 from console.pages.job.job_parts import FilesPart, LogPart, LossPart, SamplesPart, StagesPart
 from console.pages.layout import Frame, dialog
@@ -93,15 +101,36 @@ class JobPage:
         with panel("About"), Tag("dl", classes="facts"):
             fact("Preset", view.preset or "none")
             fact("Tenant", view.tenant)
-            fact("Priority", str(view.priority))
+            self._priority = fact("Priority")
             fact("Queue", view.queue)
             fact("Submitted", f"{view.created_at:%Y-%m-%d %H:%M} UTC")
+            if view.labels:
+                labels = (f"{name}={value}" for name, value in view.labels.items())
+                fact("Labels", ", ".join(labels))
+            self._start = fact("Start")
             self._end = fact("End")
+            self._gpu_time = fact("GPU time")
+        self._build_priority(view)
         classes = {gpu_queue(memory_class): memory_class.floor_gib for memory_class in MemoryClass}
         estimate = f"about {view.needed_gib:.1f} GiB"
         with panel("GPU memory", estimate), Tag("div", classes="stack-small"):
             memory_bar(view.memory_gib, classes.get(view.queue, view.needed_gib))
             Tag("p", sentence(view.routing_reason), "help")
+
+    def _build_priority(self, view: JobView) -> None:
+        """Add what changes the job's place among its tenant's waiting jobs."""
+        self._order = Tag("section", classes="panel", aria_label="Order among the tenant's jobs")
+        with self._order, Tag("div", classes="stack-small"):
+            choices = [Choice(str(number), str(number)) for number in range(10)]
+            Field(
+                "Priority among your waiting jobs",
+                "choice",
+                str(view.priority),
+                self._set_priority,
+                choices=choices,
+                help="9 starts first.",
+            )
+            button("Move to the front", "small").on("click", lambda: self._set_priority(None))
 
     async def _follow(self) -> None:
         """Read all events; reconnect when the broker is unavailable."""
@@ -147,6 +176,11 @@ class JobPage:
         self._resume_button.set_visibility(may and status in (JobStatus.PAUSED, JobStatus.PAUSING))
         is_ending = status.ended or status == JobStatus.CANCELLING
         self._cancel_button.set_visibility(may and not is_ending)
+        self._order.set_visibility(self._may_change and view.position is not None)
+        front = ", moved to the front" if view.moved_to_front_at else ""
+        self._priority.update_text(f"{view.priority}{front}")
+        self._start.update_text(_start(view))
+        self._gpu_time.update_text(_gpu_time(view))
         self._show_error(view)
         self._end.update_text(_end(view))
         self._stages.show(view, self._log)
@@ -196,6 +230,14 @@ class JobPage:
     async def _resume(self) -> None:
         await self._change(lambda: self._services.jobs.resume(self._writer(), self._view.id))
 
+    async def _set_priority(self, priority: str | None) -> None:
+        number = None if priority is None else int(priority)
+        await self._change(
+            lambda: self._services.jobs.prioritize(
+                self._frame.allowed(Scope.JOBS_WRITE), self._view.id, number
+            )
+        )
+
     async def _cancel(self, *, save: bool) -> None:
         await self._change(
             lambda: self._services.jobs.cancel(self._writer(), self._view.id, save=save)
@@ -211,6 +253,29 @@ class JobPage:
             ui.notify(str(error), type="warning", multi_line=True)
         self._log.changed = True
         self._show(self._view)
+
+
+def _start(view: JobView) -> str:
+    """Return where a waiting job stands, and when it is expected to start."""
+    if view.waiting_reason is None:
+        return "started" if view.stages[0].started_at else ""
+    parts = []
+    if view.jobs_before is not None:
+        parts.append(f"{count(view.jobs_before, 'job')} before it")
+    if view.estimated_start_at is not None:
+        left_s = (view.estimated_start_at - datetime.now(UTC)).total_seconds()
+        parts.append(f"in about {span(max(left_s, 1.0))}")
+    elif view.estimated_start_unknown is not None:
+        parts.append(f"time unknown: {view.estimated_start_unknown}")
+    return ", ".join(parts) or view.waiting_reason
+
+
+def _gpu_time(view: JobView) -> str:
+    use = view.gpu_use
+    seconds = ", ".join(f"{span(s)} of {name}" for name, s in use.seconds.items())
+    if use.cost is None or not seconds:
+        return seconds or "none yet"
+    return f"{seconds}; {use.cost:.2f} {use.currency or ''}".rstrip()
 
 
 def _end(view: JobView) -> str:

@@ -137,8 +137,8 @@ def test_a_job_that_a_quota_holds_names_it(
     prepared()
     held = prepared()
     Quotas(redis_client).change("a", {"gpu_hours": 1})
-    used = {"gpu_ms": "3600000", "gpu_ms:40gb": "3600000"}
-    redis_client.hset(f"training:usage:{datetime.now(UTC):%Y-%m}:a", mapping=used)
+    used = f"training:usage:{datetime.now(UTC):%Y-%m}:a"
+    redis_client.hset(used, items=["gpu_ms", 3_600_000, "gpu_ms:40gb", 3_600_000])
     found = positions().of(jobs.get(held))
     assert found is not None
     assert found.quota is not None
