@@ -75,7 +75,7 @@ class _Snapshot:
 
 
 class Positions:
-    """Tells where waiting jobs stand; thread-safe.
+    """Reports where waiting jobs stand; thread-safe.
 
     Args:
         client: A connection to Redis that decodes responses.

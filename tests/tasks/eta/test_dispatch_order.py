@@ -58,7 +58,7 @@ def test_blocked_tenants_end_the_simulation() -> None:
     assert starts(of) == {}
 
 
-def test_a_held_tenant_delays_nobody() -> None:
+def test_a_held_tenant_delays_no_other() -> None:
     of = fleet(Server((QUEUE,)), a=[job("a1")], b=[job("b1", tenant="b")])
     assert starts(replace(of, held={"a"})) == {"b1": 0.0}
 
