@@ -37,7 +37,7 @@ async def list_webhook_secrets(
 async def revoke_webhook_secret(
     caller: WebhookOwner, services: ServicesDep, secret_id: str, tenant: Tenant = None
 ) -> None:
-    """Revoke a secret. Without any, the deliveries of the tenant's jobs end."""
+    """Revoke a secret. Without any, deliveries wait until there is one, for three days at most."""
     await services.webhooks.revoke_secret(caller, tenant, secret_id)
 
 

@@ -10,7 +10,15 @@ import redis
 
 from routing.classes import GIB
 from tasks.client import Client
-from tasks.errors import EXIT_CODES, BaseModelError, DatasetError, JobError, NoBrokerError
+from tasks.errors import (
+    EXIT_CODES,
+    BaseModelError,
+    DatasetError,
+    InvalidJobError,
+    JobError,
+    NoBrokerError,
+    Problem,
+)
 from tasks.eta.estimate import NO_RUN, TAKES_LONGER, Forecast, forecast, progress_of, time_left
 from tasks.jobs.job import TrainingJob
 from tasks.settings.settings import Settings
@@ -96,7 +104,9 @@ class JobStatusReport:
 
 
 class JobEstimate:
-    """How long a job that is not submitted may take on the fleet, if a fleet is reachable.
+    """What a fleet, if one is reachable, knows of a job that is not submitted.
+
+    That is how long it may take, and ``problems`` for which the fleet would refuse it.
 
     Args:
         settings: Name the fleet.
@@ -109,8 +119,11 @@ class JobEstimate:
     ) -> None:
         self._forecast: Forecast | None = None
         self._unavailable_reason = ""
+        self.problems: list[Problem] = []
         try:
-            history = client_of(settings).run_history.read()
+            client = client_of(settings)
+            history = client.run_history.read()
+            self.problems = client.state.webhook_problems(job)
         except (NoBrokerError, redis.ConnectionError, redis.TimeoutError) as error:
             self._unavailable_reason = str(error)
         else:
@@ -158,13 +171,15 @@ def show_dry_run(settings: Settings, job: TrainingJob, *, json: bool) -> int:
         report = check_dataset(job.training, sources)
     report.warnings[:0] = noise_notes(job.training)
     warnings = job.warnings()
+    estimate = JobEstimate(settings, job, report.buckets.values())
     error: JobError | None = None
-    if model_problems:
+    if estimate.problems:
+        error = InvalidJobError(estimate.problems)
+    elif model_problems:
         error = BaseModelError(model_problems, "prepare")
     elif report.problems:
         error = DatasetError(report.problems, "prepare")
     code = EXIT_CODES[error.code] if error else 0
-    estimate = JobEstimate(settings, job, report.buckets.values())
     if json:
         document = {
             "job": job.model_dump(mode="json"),
@@ -178,8 +193,9 @@ def show_dry_run(settings: Settings, job: TrainingJob, *, json: bool) -> int:
     stdout.print(dataset_table(report))
     for warning in warnings:
         print_warning(warning)
-    if model_problems and error:
-        print_error(error.message)
+    for problems in (InvalidJobError(estimate.problems), BaseModelError(model_problems, "prepare")):
+        if problems.problems:
+            print_error(problems.message)
     if report.problems:
         count = len(report.problems)
         print_error(f"the dataset has {count} problem(s); see the table above")

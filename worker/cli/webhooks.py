@@ -98,7 +98,7 @@ def revoke(
     tenant: Tenant,
     json: Json = False,
 ) -> None:
-    """Revoke a secret. Without any, the deliveries of the tenant's jobs end."""
+    """Revoke a secret. Without any, deliveries wait until there is one, for three days at most."""
     from tasks.state.audit import command_line_actor
     from worker.cli.client import client_of
     from worker.cli.output import print_json, stdout

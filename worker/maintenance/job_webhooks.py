@@ -97,7 +97,7 @@ class JobWebhooks:
         try:
             secrets = self._secrets.signing(claimed.tenant)
             if not secrets:
-                return Answer("the tenant has no webhook secret", is_final=True)
+                return Answer("the tenant has no webhook secret")
             body = self._body(claimed)
             message_id = f"evt_{claimed.job_id}_{claimed.delivery.sequence}"
             now = broker_time(self._redis)

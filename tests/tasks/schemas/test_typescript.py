@@ -58,7 +58,8 @@ export function shown(event: JobEvent): string {
 export function read(e: RaisedError, result: SubmitResult, hook: Webhook, manifest: Manifest) {
   const [message, code] = e;
   return [message, ERROR_CODES[code], "files" in result ? result.files[0] : result.job_id,
-    hook.type === "job.succeeded" ? hook.data.result?.sha256 : hook.data.sequence, manifest.job.training.type, kept, whole, partly];
+    hook.type === "job.succeeded" ? hook.data.result?.sha256 : hook.data.sequence,
+    manifest.job.training.type, kept, whole, partly];
 }
 """
 WRONG = """

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -76,3 +77,21 @@ def test_no_command_shows_the_whole_address(invoke: Invoke, broker_url: str, job
         shown = invoke(*command, "--json", TRAINING_BROKER_URL=broker_url)
         assert job_id in shown
         assert "hidden" not in shown
+
+
+def test_a_dry_run_names_a_missing_secret(
+    invoke: Invoke,
+    redis_client: Redis,
+    broker_url: str,
+    job_document: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "job.json"
+    file.write_text(json.dumps({**job_document, "webhook": {"url": URL}}))
+    arguments = ("submit", str(file), "--dry-run", "--json")
+    shown = invoke(*arguments, code=3, TRAINING_BROKER_URL=broker_url)
+    assert "tenant default has no webhook secret" in json.loads(shown)["error"]["message"]
+    assert "hidden" not in shown
+    WebhookSecrets(redis_client).create("default")
+    shown = invoke(*arguments, code=5, TRAINING_BROKER_URL=broker_url)
+    assert json.loads(shown)["error"]["code"] == "invalid_model"
