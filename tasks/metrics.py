@@ -37,6 +37,7 @@ _CODES = (
     ErrorCode.INVALID_DATASET,
     ErrorCode.INVALID_MODEL,
     ErrorCode.INVALID_DESTINATION,
+    ErrorCode.NOT_INSTALLED,
     ErrorCode.TRAINER_FAILED,
     ErrorCode.STORE,
     ErrorCode.OUT_OF_MEMORY,

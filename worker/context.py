@@ -14,7 +14,7 @@ from routing.queues import Engine
 from tasks.cache.index import PackIndex
 from tasks.eta.history import RunHistoryStore, WorkDone
 from tasks.settings.settings import Settings
-from tasks.stages.worker_context import Backoff, WorkerContext, WorkerServices
+from tasks.stages.worker_context import Backoff, Tracker, WorkerContext, WorkerServices
 from tasks.state.connection import connect
 from tasks.state.job_store import JobStore
 from tasks.state.record import JobRecord, StageRecord
@@ -24,11 +24,13 @@ from tasks.state.workers import newest_versions, next_larger_class
 from tasks.store import Store
 from tasks.tenant_secrets import TenantSecrets
 from tasks.tracing.spans import start_tracing
+from tasks.tracking import TrackerRequest
 from worker.gpu.inventory import Gpu
 from worker.gpu.quarantine import GpuFaultPipe, make_gate, report_failure
 from worker.kombu_redis.transport import Keys
 from worker.policy import WorkerPolicy
 from worker.supervision.engines import make_trainers
+from worker.supervision.tracker_process import TrackerProcess
 from worker.supervision.trainer_pool import trainer_environment
 
 # Enough for the restart of a broker while cache entries are looked up; a stage whose trainer runs
@@ -94,6 +96,10 @@ class FleetServices(WorkerServices):
     def newest_versions(self) -> dict[str, int]:
         """Return the newest version of the program that serves each queue."""
         return newest_versions(self.client)
+
+    def open_tracker(self, request: TrackerRequest) -> Tracker | None:
+        """Begin to report a run."""
+        return TrackerProcess(request, os.environ)
 
     def record_run(
         self, record: JobRecord, stage: str, stage_record: StageRecord, work: WorkDone

@@ -265,11 +265,12 @@ export interface FluxLoraConfig {
   /** The folder in the store under which the results are published. Null: `outputs`. */
   base_output_dir?: string | null;
   /**
-   * The format of the metrics beside the job's events: a TensorBoard file among the results. The
-   * other values would need secrets on the workers and are refused.
+   * The tracker of the run beside the job's events: `wandb` or `mlflow`, with the tenant's
+   * secret of this name; `all` is each one that the tenant has a secret for. The results have a
+   * TensorBoard file with every value. `comet_ml` is refused.
    * @default "tensorboard"
    */
-  report_to?: "all" | "tensorboard" | "wandb" | "comet_ml";
+  report_to?: "all" | "tensorboard" | "wandb" | "mlflow" | "comet_ml";
   /** Weight updates to make. Exactly one of this and max_train_epochs. */
   max_train_steps?: number | null;
   /** Passes over the dataset to make. Exactly one of this and max_train_steps. */
@@ -826,11 +827,12 @@ export interface SdxlFinetuneConfig {
   /** The folder in the store under which the results are published. Null: `outputs`. */
   base_output_dir?: string | null;
   /**
-   * The format of the metrics beside the job's events: a TensorBoard file among the results. The
-   * other values would need secrets on the workers and are refused.
+   * The tracker of the run beside the job's events: `wandb` or `mlflow`, with the tenant's
+   * secret of this name; `all` is each one that the tenant has a secret for. The results have a
+   * TensorBoard file with every value. `comet_ml` is refused.
    * @default "tensorboard"
    */
-  report_to?: "all" | "tensorboard" | "wandb" | "comet_ml";
+  report_to?: "all" | "tensorboard" | "wandb" | "mlflow" | "comet_ml";
   /** Weight updates to make. Exactly one of this and max_train_epochs. */
   max_train_steps?: number | null;
   /** Passes over the dataset to make. Exactly one of this and max_train_steps. */
@@ -1045,11 +1047,12 @@ export interface SdxlLoraConfig {
   /** The folder in the store under which the results are published. Null: `outputs`. */
   base_output_dir?: string | null;
   /**
-   * The format of the metrics beside the job's events: a TensorBoard file among the results. The
-   * other values would need secrets on the workers and are refused.
+   * The tracker of the run beside the job's events: `wandb` or `mlflow`, with the tenant's
+   * secret of this name; `all` is each one that the tenant has a secret for. The results have a
+   * TensorBoard file with every value. `comet_ml` is refused.
    * @default "tensorboard"
    */
-  report_to?: "all" | "tensorboard" | "wandb" | "comet_ml";
+  report_to?: "all" | "tensorboard" | "wandb" | "mlflow" | "comet_ml";
   /** Weight updates to make. Exactly one of this and max_train_epochs. */
   max_train_steps?: number | null;
   /** Passes over the dataset to make. Exactly one of this and max_train_steps. */
@@ -1298,11 +1301,12 @@ export interface SdxlTextualInversionConfig {
   /** The folder in the store under which the results are published. Null: `outputs`. */
   base_output_dir?: string | null;
   /**
-   * The format of the metrics beside the job's events: a TensorBoard file among the results. The
-   * other values would need secrets on the workers and are refused.
+   * The tracker of the run beside the job's events: `wandb` or `mlflow`, with the tenant's
+   * secret of this name; `all` is each one that the tenant has a secret for. The results have a
+   * TensorBoard file with every value. `comet_ml` is refused.
    * @default "tensorboard"
    */
-  report_to?: "all" | "tensorboard" | "wandb" | "comet_ml";
+  report_to?: "all" | "tensorboard" | "wandb" | "mlflow" | "comet_ml";
   /** Weight updates to make. Exactly one of this and max_train_epochs. */
   max_train_steps?: number | null;
   /** Passes over the dataset to make. Exactly one of this and max_train_steps. */

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
-import httpcore2
 import obstore
 from obstore.exceptions import (
     AlreadyExistsError,
@@ -23,8 +22,8 @@ from pydantic import Field, SecretStr, ValidationError
 
 from tasks.data.download.background import call_in_background
 from tasks.data.download.pace import MIN_BYTES_PER_S, WINDOW_S
-from tasks.data.download.ssrf import AddressError, is_allowed, public_addresses
 from tasks.data.read_policy import DeniedError, ReadPolicy
+from tasks.destinations.endpoints import EndpointError, check_endpoint
 from tasks.destinations.results import CheckStop, CopyError, Results
 from tasks.events import PublishedCopy
 from tasks.jobs.destinations import BucketDestination
@@ -155,26 +154,12 @@ class BucketCopier:
         Raises:
             CopyError: Its address is not public or has no TLS, and the operator does not allow it.
         """
-        name = self.destination.bucket_credentials
         try:
-            parts = urlsplit(address)
-            host, port = (
-                parts.hostname or "",
-                parts.port or (443 if parts.scheme == "https" else 80),
-            )
-            if is_allowed(host, port, self.hosts):
-                return
-            if parts.scheme != "https" or not host or parts.username or parts.query:
-                raise CopyError(f"the endpoint of the secret {name} is no https:// address")
-            public_addresses(host, port)
-        except AddressError as error:
-            raise CopyError(f"the endpoint of the secret {name}: {error}") from None
-        except httpcore2.ConnectError as error:
-            raise CopyError(f"the endpoint of the secret {name}: {error}", retryable=True) from None
-        except ValueError as error:
-            if isinstance(error, CopyError):
-                raise
-            raise CopyError(f"the endpoint of the secret {name} is no address") from None
+            check_endpoint(address, self.hosts)
+        except EndpointError as error:
+            name = self.destination.bucket_credentials
+            message = f"the endpoint of the secret {name}: {error}"
+            raise CopyError(message, "bucket_credentials", retryable=error.retryable) from None
 
     def _put(self, key: str, path: Path, digest: str, size: int) -> None:
         """Write a file, unless it is there already."""

@@ -6,19 +6,16 @@ from typing import Any
 from urllib.parse import quote
 
 import yaml
-from pydantic import BaseModel
 
 from routing.policy import TrainingType
 from tasks.destinations.results import Results, Sample
 from tasks.escaping import escaped, shortened
 from tasks.jobs.destinations import HubDestination
-from tasks.jobs.field_metadata import HUB_ID, Location, marker_of
+from tasks.jobs.field_metadata import HUB_ID, public_options
 from tasks.urls import redact_urls
 
 SAMPLES_FOLDER = "samples"
 _MAX_TEXT = 1000
-# These name places of the fleet, which no reader of a repository is to know.
-_PRIVATE = frozenset(Location) - {Location.NONE, Location.HUB_DATASET, Location.BASE_MODEL}
 _NON_COMMERCIAL = {
     "license": "other",
     "license_name": "flux-1-dev-non-commercial-license",
@@ -55,7 +52,7 @@ def settings_file(results: Results) -> bytes:
     document = {
         "name": job.name,
         "engine": job.engine,
-        "training": redact_urls(_public_options(job.training)),
+        "training": redact_urls(public_options(job.training)),
     }
     return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
 
@@ -126,18 +123,3 @@ def _plain(text: str) -> str:
 def _markdown(text: str) -> str:
     """Return a user's text that Markdown shows as it is: no markup, link, mention or HTML."""
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", _plain(text))
-
-
-def _public_options(config: BaseModel) -> dict[str, Any]:
-    """Return a config's options as JSON, without those that name places of the fleet."""
-    options: dict[str, Any] = {}
-    given = config.model_dump(mode="json")
-    for name, field in type(config).model_fields.items():
-        value, location = getattr(config, name), marker_of(field, Location)
-        if isinstance(value, BaseModel):
-            options[name] = _public_options(value)
-        elif location is Location.BASE_MODEL and not HUB_ID.fullmatch(str(value)):
-            options[name] = None
-        elif location not in _PRIVATE:
-            options[name] = given[name]
-    return options

@@ -149,6 +149,21 @@ def fields_with(config: BaseModel, effect: Affects) -> dict[str, Any]:
     return tree
 
 
+def public_options(config: BaseModel) -> dict[str, Any]:
+    """Return a config's options as JSON, without those that name places of the fleet."""
+    given = config.model_dump(mode="json")
+    options: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        value, location = getattr(config, name), marker_of(field, Location)
+        if isinstance(value, BaseModel):
+            options[name] = public_options(value)
+        elif location is Location.BASE_MODEL and not HUB_ID.fullmatch(str(value)):
+            options[name] = None
+        elif location in (None, Location.NONE, Location.HUB_DATASET, Location.BASE_MODEL):
+            options[name] = given[name]
+    return options
+
+
 def inert_options(config: BaseModel) -> list[str]:
     """Return a sentence for each option that is given and has no effect in its config."""
     return [

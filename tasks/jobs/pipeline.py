@@ -141,11 +141,12 @@ class PipelineConfig(StrictModel):
     base_output_dir: Annotated[str | None, Location.STORE_FOLDER, Affects.NO_NUMBER] = None
     """The folder in the store under which the results are published. Null: ``outputs``."""
 
-    report_to: Annotated[Literal["all", "tensorboard", "wandb", "comet_ml"], Affects.NO_NUMBER] = (
-        "tensorboard"
-    )
-    """The format of the metrics beside the job's events: a TensorBoard file among the results. The
-    other values would need secrets on the workers and are refused."""
+    report_to: Annotated[
+        Literal["all", "tensorboard", "wandb", "mlflow", "comet_ml"], Affects.NO_NUMBER
+    ] = "tensorboard"
+    """The tracker of the run beside the job's events: ``wandb`` or ``mlflow``, with the tenant's
+    secret of this name; ``all`` is each one that the tenant has a secret for. The results have a
+    TensorBoard file with every value. ``comet_ml`` is refused."""
 
     max_train_steps: PositiveInt | None = None
     """Weight updates to make. Exactly one of this and max_train_epochs."""
@@ -374,9 +375,9 @@ class PipelineConfig(StrictModel):
 
     @field_validator("report_to")
     @classmethod
-    def _only_tensorboard(cls, value: str) -> str:
-        if value != "tensorboard":
-            raise ValueError("must be 'tensorboard'; the others need secrets on the workers")
+    def _known_tracker(cls, value: str) -> str:
+        if value == "comet_ml":
+            raise ValueError("must be tensorboard, wandb, mlflow or all; Comet is not supported")
         return value
 
     @field_validator("max_train_epochs", "save_every_n_steps")

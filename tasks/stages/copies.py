@@ -8,6 +8,7 @@ from tasks.destinations.results import CopyError, Results
 from tasks.errors import ErrorCode, InvalidDestinationError, JobError
 from tasks.events import Artifact, Note, PublishedCopy
 from tasks.jobs.job import TrainingJob
+from tasks.stages.run_report import tracker_problems
 from tasks.stages.stage_context import StageContext
 from tasks.stages.worker_context import TrainerInterrupted, WorkerContext
 from tasks.state.artifacts import JobArtifacts
@@ -21,7 +22,7 @@ def check_destinations(
     Raises:
         InvalidDestinationError: They cannot; with all problems.
     """
-    problems = list(_copiers(worker).problems(job, check_stop))
+    problems = [*_copiers(worker).problems(job, check_stop), *tracker_problems(job, worker)]
     if problems:
         raise InvalidDestinationError(problems, "prepare")
 

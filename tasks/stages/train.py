@@ -18,6 +18,7 @@ from tasks.events import (
     ValidationImages,
 )
 from tasks.stages.cache import cache, packs_of
+from tasks.stages.run_report import RunReport, reporting
 from tasks.stages.stage_context import StageContext, StageResult
 from tasks.state.artifacts import JobArtifacts
 
@@ -35,14 +36,15 @@ _TOUCH_EVERY_S = 600
 
 def train(context: StageContext) -> StageResult:
     """Train, and keep the record of the run up to date so that any later start can resume it."""
-    run = _TrainingRun(context)
-    while True:
-        try:
-            done = run.train()
-            break
-        except UnreadableFileError as error:
-            if not run.recover(error):
-                raise
+    with reporting(context) as report:
+        run = _TrainingRun(context, report)
+        while True:
+            try:
+                done = run.train()
+                break
+            except UnreadableFileError as error:
+                if not run.recover(error):
+                    raise
     _warn_of_memory(context, done.peak_memory_bytes)
     resumed = f", from step {run.resumed_at}" if run.resumed_at else ""
     return StageResult(
@@ -55,14 +57,15 @@ def train(context: StageContext) -> StageResult:
 class _TrainingRun:
     """One start's run: the checkpoint it resumes from, and what it records."""
 
-    def __init__(self, context: StageContext) -> None:
-        self._context = context
+    def __init__(self, context: StageContext, report: RunReport) -> None:
+        self._context, self._report = context, report
         artifacts = context.record.artifacts
         self._checkpoints = list(artifacts.checkpoints)
         self._validations = {event.step: event for event in artifacts.validations}
         self.resumed_at = self._newest_step()
         self.meter = RateMeter()
         self._events = context.event_router(self._on_other)
+        report.register(self._events)
         self._events.handle(Progress, self._on_progress)
         self._events.handle(CheckpointSaved, self._add_checkpoint)
         self._events.handle(ValidationImages, self._add_validation)
@@ -129,6 +132,7 @@ class _TrainingRun:
     def _stop_requested(self) -> bool:
         """Keep the packs from eviction; the trainer's supervisor calls this twice a second."""
         stop = self._context.stop_requested()
+        self._report.check()
         if time.monotonic() - self._touched_s > _TOUCH_EVERY_S:
             self._touched_s = time.monotonic()
             touch = partial(self._context.worker.pack_index.touch, self._packs)

@@ -1,10 +1,10 @@
 """What a stage needs of the worker that runs it; ``worker/worker.py`` provides it."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from routing.classes import MemoryClass
 from routing.queues import Engine
@@ -19,6 +19,7 @@ from tasks.state.scripts import Candidates
 from tasks.store import Store
 from tasks.tenant_secrets import TenantSecrets
 from tasks.tracing.spans import Tracing
+from tasks.tracking import TrackerRequest
 
 Device = Literal["cpu", "cuda"]
 
@@ -57,6 +58,23 @@ class Trainer(Protocol):
     def close(self) -> None:
         """End the process that is kept for later requests."""
         ...
+
+
+class Tracker(Protocol):
+    """Reports a run to an experiment tracker; no method waits for it, but ``close``."""
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Send a step with its values, unless too many wait."""
+
+    def send_image(self, step: int, caption: str, download: Callable[[], str | None]) -> None:
+        """Send an image that another thread downloads, unless too many wait."""
+
+    def warning(self) -> str | None:
+        """Return why the run is not reported any more, once; None while it is."""
+        ...
+
+    def close(self, end: str, timeout_s: float) -> None:
+        """End the run, and what reports it after at most some seconds."""
 
 
 class TrainerInterrupted(Exception):  # noqa: N818 - crosses the trainer's callbacks; no error
@@ -113,6 +131,10 @@ class WorkerServices:
     def newest_versions(self) -> dict[str, int]:
         """Return the newest version of the program that serves each queue."""
         return {}
+
+    def open_tracker(self, request: TrackerRequest) -> Tracker | None:
+        """Begin to report a run; None where nothing is reported."""
+        return None
 
     def record_run(
         self, record: JobRecord, stage: str, stage_record: StageRecord, work: WorkDone

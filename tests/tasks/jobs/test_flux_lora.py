@@ -180,7 +180,7 @@ def test_every_field_is_documented() -> None:
         ({"flux_lora_target_modules": ["to_q", "nothing"]}, "match no layer of FLUX: nothing"),
         ({"flux_lora_target_modules": []}, "names no layer"),
         ({"prediction_type": "epsilon"}, "no prediction type"),
-        ({"report_to": "wandb"}, "must be 'tensorboard'"),
+        ({"report_to": "comet_ml"}, "Comet is not supported"),
         ({"train_transformer": False}, "train_transformer"),
         (
             {"train_text_encoder": True, "cache_text_encoder_outputs": True},

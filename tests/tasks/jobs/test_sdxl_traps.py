@@ -53,7 +53,7 @@ from tests.tasks.jobs.test_sdxl import (
         ),
         ({"xformers": True}, "xformers", "must be false"),
         ({"mixed_precision": "fp8"}, "mixed_precision", "TransformerEngine"),
-        ({"report_to": "all"}, "report_to", "must be 'tensorboard'"),
+        ({"report_to": "comet_ml"}, "report_to", "Comet is not supported"),
         ({"model": "sdxl.ckpt"}, "model", "pickle"),
         ({"model": "sdxl.PT"}, "model", "pickle"),
         ({"model": "sdxl.ckpt", "single_file_config": "a/b"}, "model", "pickle"),
