@@ -26,6 +26,8 @@ def library_config(
     values: dict[str, Any] = config.model_dump(mode="json", exclude=ours)
     values |= {
         "base_output_dir": request.scratch_dir,
+        # Trackers are fed by the train stage; the library makes none of its own.
+        "report_to": "tensorboard",
         # The stage removes old checkpoints, once the new one is recorded.
         "max_checkpoints": None,
         "data_loader": _loader(request),

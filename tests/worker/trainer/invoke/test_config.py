@@ -102,3 +102,9 @@ def test_patch_trains_bfloat16_finetune_in_mixed_precision() -> None:
     assert library_config(request)["mixed_precision"] == "bf16"
     assert library_config(request, frozenset())["mixed_precision"] == "no"
     assert library_config(request_for(FLUX_OPTIONS))["mixed_precision"] == "no"
+
+
+@pytest.mark.parametrize("tracker", ["wandb", "mlflow", "all"])
+def test_library_opens_no_tracker(tracker: str) -> None:
+    values = library_config(request_for({**FLUX_OPTIONS, "report_to": tracker}))
+    assert values["report_to"] == "tensorboard"
