@@ -3,24 +3,18 @@
 Knows sessions and where they may be used from; the page with the form is in ``pages/``.
 """
 
-import logging
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from urllib.parse import parse_qs, quote, urlsplit
 
 from fastapi import APIRouter, Request, Response
-from redis import Redis, RedisError
+from redis import Redis
 from starlette.requests import HTTPConnection
 from starlette.responses import RedirectResponse
 
-from console.errors import UnavailableError
 from console.services.rate_limiter import WrongKeys
-from console.services.shared_values import SharedValues
+from console.services.shared_values import SharedValues, available
 from console.services.threads import in_thread
 from tasks.api_keys import ApiKeys, Caller, digest_of
-
-logger = logging.getLogger(__name__)
 
 COOKIE = "training_session"
 SESSIONS = "training:session:"
@@ -56,7 +50,7 @@ class Sessions:
         if caller is None:
             return None
         cookie = secrets.token_urlsafe(32)
-        with _available():
+        with available():
             self._sessions.put(caller.account, digest_of(cookie), {"key": digest_of(key)})
         return cookie
 
@@ -69,7 +63,7 @@ class Sessions:
         if not cookie:
             return None
         session_id = digest_of(cookie)
-        with _available():
+        with available():
             session = self._sessions.get(session_id)
         key_digest = "" if session is None else str(session["key"])
         self._note(session_id, key_digest)
@@ -82,7 +76,7 @@ class Sessions:
             UnavailableError: The broker is unavailable.
         """
         if cookie:
-            with _available():
+            with available():
                 self._sessions.remove(digest_of(cookie))
             self._note(digest_of(cookie), "")
 
@@ -113,7 +107,7 @@ class Sessions:
         """
         watched = list(self._of_pages)
         if watched:
-            with _available():
+            with available():
                 existing = self._sessions.existing(watched)
             for session_id in set(watched) - existing:
                 self._note(session_id, "")
@@ -121,15 +115,6 @@ class Sessions:
     def _note(self, session_id: str, key_digest: str) -> None:
         if session_id in self._of_pages:
             self._of_pages[session_id] = self._of_pages[session_id][0], key_digest
-
-
-@contextmanager
-def _available() -> Iterator[None]:
-    try:
-        yield
-    except RedisError as error:
-        logger.error("cannot reach the sessions: %s", error)
-        raise UnavailableError from error
 
 
 def login_routes(sessions: Sessions, wrong_keys: WrongKeys, base_url: str) -> APIRouter:

@@ -39,7 +39,8 @@ _RESPONSE_TIMEOUT_S = 10
 def add_pages(app: FastAPI, services: Services) -> None:
     """Add the console's pages to the application, below the routes that it has."""
     settings = services.settings
-    drafts = Drafts(settings.resolved_scratch_dir / "drafts", settings.upload_max_bytes)
+    folder = settings.resolved_console_dir / "drafts"
+    drafts = Drafts(services.shared, folder, settings.upload_max_bytes)
     app.mount(ASSETS, StaticFiles(directory=Path(__file__).parent / "assets"))
     add_login_page(app)
 
@@ -100,23 +101,26 @@ def _add_form(services: Services, drafts: Drafts) -> None:
     async def new(request: Request, draft: str = "", again: str = "") -> Response | None:
         async def build(frame: Frame) -> Response | None:
             presets = await services.fleet.presets()
-            opened = drafts.find(frame.caller, draft)
+            opened = await in_thread(drafts.find)(frame.caller, draft)
             if opened is None:
                 try:
                     first = await _first_draft(frame, services, presets, again)
                 except (ConsoleError, JobError) as error:
                     _show_not_found(frame, str(error))
                     return None
-                draft_id = drafts.open(frame.caller, first)
+                draft_id = await in_thread(drafts.open)(frame.caller, first)
                 # With the id in its address, a reloaded page shows what the user filled in.
                 return RedirectResponse(frame.link(f"/new?draft={draft_id}"))
 
-            def started(job_id: str) -> None:
-                drafts.close(draft)
+            async def save() -> None:
+                await in_thread(drafts.save)(opened)
+
+            async def started(job_id: str) -> None:
+                await in_thread(drafts.close)(opened)
                 ui.navigate.to(frame.link(f"/jobs/{job_id}"))
 
             with frame.page("New job", "/new"):
-                NewJob(frame, services, opened, presets, started).build()
+                NewJob(frame, services, opened, presets, save, started).build()
             return None
 
         return await _with_frame(request, services, build, Scope.JOBS_WRITE, Scope.UPLOADS)

@@ -25,6 +25,7 @@ from console.errors import NotFoundError
 from console.services.shares import Share
 from console.services.threads import in_thread
 from console.views import DatasetView, ErrorView, ImageView
+from tasks.api_keys import write_private
 from tasks.base_models.check import check_base_model
 from tasks.base_models.noise_schedule import noise_notes
 from tasks.data.contents import CaptionFiles, Contents
@@ -145,7 +146,7 @@ class DatasetChecks:
             )
             if "error" in reply:
                 raise JobError(**reply["error"])
-            await in_thread(index.write_text)(json.dumps(reply["images"]))
+            await in_thread(write_private)(index, json.dumps(reply["images"]))
         documents = json.loads(await in_thread(index.read_bytes)())
         return tuple(ImageView.model_validate(document) for document in documents)
 

@@ -6,7 +6,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 
-from redis import RedisError
+from redis import Redis, RedisError
 
 from console.errors import UnavailableError
 from console.login import Sessions
@@ -47,6 +47,8 @@ class Services:
 
     settings: Settings
     client: Client
+    shared: Redis
+    """The broker, with what all consoles share."""
     api_keys: ApiKeys
     sessions: Sessions
     api_limiter: RateLimiter
@@ -118,7 +120,7 @@ def open_services(settings: Settings, broker_url: str) -> Services:
     tracing = start_tracing("console")
     client = Client(settings, broker_url, tracing.tracer)
     store = Store(settings.resolved_store_url)
-    folder = settings.home_dir / "console"
+    folder = settings.resolved_console_dir
     api_keys = ApiKeys(settings.api_keys_file)
     shared = connect(broker_url)
     jobs = Jobs(client)
@@ -128,6 +130,7 @@ def open_services(settings: Settings, broker_url: str) -> Services:
     return Services(
         settings=settings,
         client=client,
+        shared=shared,
         api_keys=api_keys,
         sessions=Sessions(shared, api_keys),
         api_limiter=RateLimiter(shared, "api", settings.api_rate_limit),

@@ -1,12 +1,18 @@
 """Values that all consoles of a broker share: of each account the most recently used ones."""
 
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from typing import Any, cast
 
-from redis import Redis
+from redis import Redis, RedisError
 
+from console.errors import UnavailableError
 from tasks.redis_script import Key, ScriptFolder
+
+logger = logging.getLogger(__name__)
 
 _lua = ScriptFolder(files("console.services") / "lua", {})
 
@@ -32,10 +38,24 @@ def use_value(*, value_key: Key, index_prefix: str, value_id: str) -> str | None
     raise NotImplementedError
 
 
+@contextmanager
+def available() -> Iterator[None]:
+    """Report an unavailable broker.
+
+    Raises:
+        UnavailableError: The block raised a ``RedisError``.
+    """
+    try:
+        yield
+    except RedisError as error:
+        logger.error("the broker is unavailable: %s", error)
+        raise UnavailableError from error
+
+
 class SharedValues:
     """Documents by id in the broker. Ids are random or digests, and known to their owners only.
 
-    Every method raises ``RedisError`` when the broker is unavailable.
+    Every method raises ``RedisError`` when the broker is unavailable; see ``available``.
 
     Args:
         client: A connection to the broker.

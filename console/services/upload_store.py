@@ -1,18 +1,21 @@
-"""Uploads of all tenants: in a local folder while incomplete, in the store once complete."""
+"""Uploads of all tenants: in a folder while incomplete, in the store once complete.
+
+Several consoles may share the folder: each continues an upload that another one has begun.
+"""
 
 import asyncio
 import errno
 import hashlib
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from threading import Lock
 from typing import BinaryIO
 from uuid import uuid4
 
@@ -27,6 +30,7 @@ from console.errors import (
     TooManyError,
     TooSlowError,
 )
+from console.services.folder_locks import FolderLocks
 from console.services.threads import in_thread
 from console.views import UploadView
 from tasks.data.uploads import (
@@ -74,7 +78,7 @@ class Checksum:
 
 
 class UploadStore:
-    """Uploads of all tenants. Only one process may write to a folder.
+    """Uploads of all tenants.
 
     Args:
         folder: The folder of incomplete uploads.
@@ -85,8 +89,7 @@ class UploadStore:
     def __init__(self, folder: Path, store: Store, settings: Settings) -> None:
         self._folder, self._store, self._ttl = folder, store, settings.job_ttl
         self._max_bytes, self._quota = settings.upload_max_bytes, settings.upload_quota
-        self._locked: set[str] = set()
-        self._tenant_locks: dict[str, Lock] = {}
+        self._locks = FolderLocks(folder / ".locks")
         self._complete_by_tenant: dict[str, dict[str, UploadView]] = {}
 
     def create(self, tenant: str, name: str, length: int) -> UploadView:
@@ -103,7 +106,7 @@ class UploadStore:
             TooManyError: The tenant has too many incomplete uploads.
             InsufficientStorageError: The disk has too little space, or the tenant's quota.
         """
-        with self._lock_of(tenant):
+        with self._locks.hold(f"tenant {tenant}"):
             return self._create(tenant, name, length)
 
     def _create(self, tenant: str, name: str, length: int) -> UploadView:
@@ -173,7 +176,7 @@ class UploadStore:
             folder = self._path(tenant, upload_id)
             try:
                 about = json.loads((folder / "about.json").read_text("utf-8"))
-                offset = (folder / "data").stat().st_size
+                offset = _size(folder / "data")
             except FileNotFoundError:
                 stored = StoredUploads(self._store, tenant).get(upload_id)
                 if stored is not None:
@@ -189,7 +192,7 @@ class UploadStore:
 
     def tenants(self) -> list[str]:
         """Return the tenants that have uploads."""
-        local = (path.name for path in self._folder.iterdir()) if self._folder.is_dir() else ()
+        local = {path.parent.name for path in self._folder.glob("*/*")}
         return sorted({*local, *tenants_with_uploads(self._store)})
 
     def owner_of(self, upload_id: str) -> str | None:
@@ -254,10 +257,10 @@ class UploadStore:
             StoreError: The upload cannot be moved to the store.
         """
         view = await in_thread(self.get)(tenant, upload_id)
-        if view.is_complete or view.offset < view.length or upload_id in self._locked:
+        if view.is_complete or view.offset < view.length:
             return view
-        with self._lock(upload_id):
-            return await in_thread(self._complete)(tenant, upload_id)
+        with self._locks.try_hold(upload_id) as is_free:
+            return await in_thread(self._complete)(tenant, upload_id) if is_free else view
 
     def put(self, tenant: str, name: str, path: Path) -> UploadView:
         """Store a local file as a complete upload.
@@ -289,17 +292,20 @@ class UploadStore:
                 if view.is_complete:
                     is_expired = datetime.now(UTC) - view.created_at > self._ttl
                 else:
-                    data = self._path(tenant, view.id) / "data"
-                    idle_s = time.time() - data.stat().st_mtime
-                    is_expired = idle_s > INCOMPLETE_TTL.total_seconds()
-                if is_expired and view.id not in self._locked:
-                    logger.info("removing expired upload %s of tenant %s", view.id, tenant)
-                    self.delete(tenant, view.id)
-                    removed.append(view)
+                    is_expired = self._idle_s(tenant, view.id) > INCOMPLETE_TTL.total_seconds()
+                if is_expired:
+                    # Another console may write to it, or have removed it.
+                    with suppress(ConflictError, NotFoundError):
+                        self.delete(tenant, view.id)
+                        logger.info("removed expired upload %s of tenant %s", view.id, tenant)
+                        removed.append(view)
         return removed
 
-    def _lock_of(self, tenant: str) -> Lock:
-        return self._tenant_locks.setdefault(tenant, Lock())
+    def _idle_s(self, tenant: str, upload_id: str) -> float:
+        try:
+            return time.time() - (self._path(tenant, upload_id) / "data").stat().st_mtime
+        except FileNotFoundError:  # it has just been completed or deleted
+            return 0.0
 
     def _check_quota(self, tenant: str, length: int, incomplete: list[UploadView]) -> None:
         """Refuse an upload for which the tenant's quota has too little space.
@@ -363,13 +369,10 @@ class UploadStore:
 
     @contextmanager
     def _lock(self, upload_id: str) -> Iterator[None]:
-        if upload_id in self._locked:
-            raise ConflictError("another request writes to this upload")
-        self._locked.add(upload_id)
-        try:
+        with self._locks.try_hold(upload_id) as is_free:
+            if not is_free:
+                raise ConflictError("another request writes to this upload")
             yield
-        finally:
-            self._locked.discard(upload_id)
 
     def _path(self, tenant: str, upload_id: str) -> Path:
         return self._folder / tenant / upload_id
@@ -407,6 +410,12 @@ def _displayed(name: str) -> str:
     return shortened(escaped(name.strip()), _MAX_NAME) or "upload"
 
 
+def _size(path: Path) -> int:
+    """Return the size of a file, which other hosts may write to: opening it asks its server."""
+    with path.open("rb") as file:
+        return os.fstat(file.fileno()).st_size
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -429,7 +438,7 @@ async def _append(
     """Append the chunks to a file, including those received before an interruption."""
     digest = None if checksum is None else hashlib.new(checksum.algorithm, usedforsecurity=False)
     batch, is_valid = bytearray(), checksum is None
-    start = path.stat().st_size
+    start = _size(path)
     with path.open("ab") as file:
         try:
             async for chunk in chunks:

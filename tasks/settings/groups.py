@@ -345,14 +345,19 @@ class ConsoleSettings(StorageSettings):
     """The file of the console's API keys, which `training-worker keys` writes: their digests, names
     and tenants. Unset: `api-keys.json` in `TRAINING_HOME`."""
 
+    console_dir: Path | None = None
+    """The folder of uploads that are not complete, of images in open forms, and of thumbnails.
+    Several consoles behind a proxy share it, such as by NFS, and the file of API keys too. Unset:
+    `console` in `TRAINING_HOME`."""
+
     api_rate_limit: int = Field(default=600, ge=1)
     """The maximum requests a minute of an API key and of the browsers that logged in with it, in
     all consoles of a broker together."""
 
     upload_max_bytes: ByteSize = ByteSize(5_000_000_000)
     """The maximum size of one upload to the console; the unfinished uploads of a tenant may take
-    four times as much. They are kept in `TRAINING_HOME` until they are complete, a day at most, and
-    then in the store for `TRAINING_JOB_TTL`."""
+    four times as much. They are kept in `TRAINING_CONSOLE_DIR` until they are complete, a day at
+    most, and then in the store for `TRAINING_JOB_TTL`."""
 
     upload_quota: ByteSize = ByteSize(100_000_000_000)
     """The maximum size of all uploads of a tenant, unfinished ones included."""
@@ -398,6 +403,11 @@ class ConsoleSettings(StorageSettings):
     def api_keys_file(self) -> Path:
         """The file of API keys."""
         return (self.api_keys or self.home_dir / "api-keys.json").expanduser().absolute()
+
+    @property
+    def resolved_console_dir(self) -> Path:
+        """The folder of the console's files, absolute."""
+        return (self.console_dir or self.home_dir / "console").expanduser().absolute()
 
     @property
     def console_base_url(self) -> str:

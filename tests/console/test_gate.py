@@ -23,11 +23,12 @@ from console import gate
 from console.__main__ import server_config
 from console.errors import TooManyError
 from console.gate import Gate
-from console.login import COOKIE
+from console.login import COOKIE, Sessions
 from console.services import rate_limiter
 from console.services.rate_limiter import RateLimiter, WrongKeys
 from console.services.shares import Share
 from tasks.settings.settings import Settings
+from tasks.state.connection import connect as connect_to_broker
 from tests.console.conftest import Console, Served
 
 ORIGIN = {"Origin": "http://localhost"}
@@ -369,3 +370,19 @@ def test_messages_beyond_the_allowance_wait(
     asyncio.run(use())
     assert len(arrived) == 3
     assert arrived[0] - began >= 0.1
+
+
+def test_without_the_broker_sessions_are_answered_503(
+    console: Console, anyone: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_in(anyone, console, console.keys["acme"])
+    away = Sessions(connect_to_broker("redis://127.0.0.1:9"), console.services.api_keys)
+    monkeypatch.setitem(vars(console.services), "sessions", away)
+    refused = anyone.get("/v1/jobs")
+    assert (refused.status_code, refused.json()["code"]) == (503, "no_broker")
+    assert refused.headers["retry-after"] == "5"
+    page = anyone.get("/jobs")
+    assert (page.status_code, page.text) == (503, "the broker is unavailable\n")
+    # A key needs no session.
+    key = {"Authorization": f"Bearer {console.keys['acme']}"}
+    assert anyone.get("/v1/jobs", headers=key).status_code == 200

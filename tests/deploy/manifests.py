@@ -55,7 +55,7 @@ def documents(path: Path) -> list[dict[str, Any]]:
 
 def kubernetes_files() -> list[Path]:
     """Return the manifests, without the files of kustomize."""
-    excluded = {"kustomization.yaml", "fields.yaml", "tls"}
+    excluded = {"kustomization.yaml", "fields.yaml", "tls", "consoles"}
     paths = sorted((DEPLOY / "k8s").rglob("*.yaml"))
     return [path for path in paths if not excluded & set(path.parts)]
 

@@ -14,6 +14,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from console.login import COOKIE
 from routing.classes import MemoryClass
 from routing.queues import ALL_QUEUES, CPU_QUEUE, INVOKE, SUBMIT_QUEUE, gpu_queue
 from tasks.hosts import is_allowed_host
@@ -376,3 +377,55 @@ def test_dockerfile_copies_existing_files() -> None:
     assert targets <= stages
     assert re.search(r"^ARG PYTHON=python:\d+\.\d+\.\d+-", DOCKERFILE, re.MULTILINE)
     assert "USER 10001:10001" in DOCKERFILE
+
+
+def test_consoles_component_patches_the_console() -> None:
+    folder = DEPLOY / "k8s" / "consoles"
+    content = yaml.safe_load((folder / "kustomization.yaml").read_text("utf-8"))
+    by_kind = {doc["kind"]: doc for doc in documents(DEPLOY / "k8s" / "base" / "console.yaml")}
+    for entry in content["patches"]:
+        document = by_kind[entry["target"]["kind"]]
+        assert document["metadata"]["name"] == entry["target"]["name"]
+        for patch in yaml.safe_load((folder / entry["path"]).read_text("utf-8")):
+            apply(document, patch)
+        kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
+    assert by_kind["Service"]["spec"]["sessionAffinity"] == "ClientIP"
+    assert by_kind["PersistentVolumeClaim"]["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert by_kind["Deployment"]["spec"]["replicas"] == 2
+
+
+def apply(document: dict[str, Any], patch: dict[str, Any]) -> None:
+    """Apply an operation of a JSON patch."""
+    *path, last = patch["path"].strip("/").split("/")
+    place: Any = document
+    for step in path:
+        place = place[int(step) if isinstance(place, list) else step]
+    if isinstance(place, list):
+        assert last == "-"
+        place.append(patch["value"])
+    else:
+        assert patch["op"] == "add" or last in place
+        place[last] = patch["value"]
+
+
+def test_proxy_of_the_guide_keeps_browsers_and_logs_no_queries() -> None:
+    page = (DEPLOY.parent / "docs" / "guides" / "consoles.md").read_text("utf-8")
+    [config] = re.findall(r"```nginx\n(.*?)```", page, re.DOTALL)
+    config = re.sub(r"#.*", "", config)
+    assert config.count("{") == config.count("}")
+    directives = {
+        line.strip().rstrip(";") for line in config.splitlines() if line.strip().endswith(";")
+    }
+    assert f"map $cookie_{COOKIE} $training_console {{" in config
+    assert {
+        "hash $training_console consistent",
+        "proxy_buffering off",
+        "proxy_request_buffering off",
+        "client_max_body_size 0",
+        "proxy_set_header Host $host",
+        "proxy_set_header Upgrade $http_upgrade",
+        "proxy_set_header Connection $training_connection",
+    } <= directives
+    [logged] = re.findall(r"log_format training '(.*)';", config)
+    variables = set(re.findall(r"\$\w+", logged))
+    assert not variables & {"$request", "$request_uri", "$args", "$query_string", "$http_referer"}

@@ -1,6 +1,6 @@
 """The dataset of a job: images uploaded here or a source elsewhere, and the report on them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -41,12 +41,17 @@ class DatasetPart:
     """
 
     def __init__(
-        self, frame: Frame, services: Services, opened: OpenDraft, on_changed: Callable[[], None]
+        self,
+        frame: Frame,
+        services: Services,
+        opened: OpenDraft,
+        save: Callable[[], Awaitable[None]],
+        on_changed: Callable[[], None],
     ) -> None:
         self._opened, self._on_changed = opened, on_changed
         self._fields: dict[str, Field] = {}
         self._rejected: list[str] = []
-        self.images = DraftImages(frame, services, opened)
+        self.images = DraftImages(frame, services, opened, save)
         hint = "Ten to fifty good images are enough for a subject or a style."
         with panel("Images", hint), Tag("div", classes="stack"):
             self._source_box = Tag("div", classes="source-box")
@@ -141,13 +146,13 @@ class DatasetPart:
     async def _received(self) -> None:
         rejected = [f"Not added: {reason}" for reason in self._rejected]
         self._rejected.clear()
-        self.images.mark_changed()
+        await self.images.mark_changed()
         await self.check()
         if rejected:
             self._show_messages(rejected)
 
     async def _edited(self, *, check_now: bool) -> None:
-        self.images.mark_changed()
+        await self.images.mark_changed()
         if check_now:
             await self.check()
         else:

@@ -61,6 +61,29 @@ class Draft:
         draft.dataset = dataset
         return draft
 
+    @classmethod
+    def restored(cls, state: dict[str, Any]) -> "Draft | None":
+        """Return the draft with what ``state`` returned; None if this version cannot show it."""
+        preset_name = state["preset_name"]
+        is_known = state["training_type"] in SUPPORTED_TRAINING_TYPES
+        if not is_known or preset_name not in (None, *preset_names()):
+            return None
+        draft = cls(state["training_type"], preset_name)
+        draft.name, draft.priority = state["name"], state["priority"]
+        draft.dataset, draft._own = state["dataset"], state["own"]
+        return draft
+
+    def state(self) -> dict[str, Any]:
+        """Return what a user has filled in, as JSON."""
+        return {
+            "training_type": self.training_type,
+            "preset_name": self.preset_name,
+            "name": self.name,
+            "priority": self.priority,
+            "dataset": self.dataset,
+            "own": self._own,
+        }
+
     @property
     def dataset_path(self) -> str:
         """Path of the dataset; of DreamBooth's two, the one of the subject."""

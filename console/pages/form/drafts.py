@@ -1,17 +1,23 @@
-"""Open drafts: kept for a while, so that a reloaded page shows them, with their images."""
+"""Open drafts: kept for a day, so that a reloaded page shows them, whichever console serves it."""
 
 import asyncio
 import json
+import re
 import secrets
 import shutil
+import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from console.errors import ConsoleError, NotFoundError
+from redis import Redis
+
+from console.errors import ConsoleError, NotFoundError, TooLargeError
 from console.pages.form.draft import Draft
 from console.pages.form.image_collection import ImageCollection
 from console.pages.layout import Frame
 from console.services.services import Services
+from console.services.shared_values import SharedValues, available
 from console.services.shares import AccountCache
 from console.services.threads import in_thread
 from console.views import DatasetView, ImageView, UploadView
@@ -21,6 +27,11 @@ from tasks.errors import InvalidJobError, JobError
 
 # Of an account; its least recently used one is closed first.
 _MAX_DRAFTS = 20
+_TTL_S = 86_400
+# What users type; images are files.
+_MAX_BYTES = 2**18
+_CLEANING_INTERVAL_S = 3600.0
+_ID = re.compile(r"[0-9a-f]{24}")
 # Sizes of the largest draft that all drafts of an account may take together.
 _MAX_SIZES = 2
 # Options that a check of the images depends on.
@@ -35,6 +46,7 @@ class OpenDraft:
     """A draft with its images.
 
     Attributes:
+        id: Its id.
         caller: The caller who opened it.
         draft: What the caller filled in.
         collection: Images that the caller added.
@@ -43,8 +55,11 @@ class OpenDraft:
         report: Report on the dataset; None until it is checked.
         checked_options: The options that the report depends on.
         is_own_upload: Whether the upload was made for this draft and no job uses it.
+        has_changed: Whether the images or captions have changed since the upload.
+        revision: Names the state in the broker that it was read from, or saved as.
     """
 
+    id: str
     caller: Caller
     draft: Draft
     collection: ImageCollection
@@ -53,47 +68,134 @@ class OpenDraft:
     report: DatasetView | None = None
     checked_options: str = ""
     is_own_upload: bool = False
+    has_changed: bool = False
+    revision: str = ""
 
 
 class Drafts:
-    """The open drafts of all callers.
+    """The open drafts of all callers, which any console of a broker continues. Methods block.
+
+    What callers filled in is in the broker, added images are in a folder that consoles share.
+    Reports are made again where a draft was not opened before.
 
     Args:
-        scratch: Folder of added images until they are uploaded.
+        client: A connection to the broker.
+        folder: Folder of added images until they are uploaded.
         max_bytes: Maximum size of a draft's images; all drafts of an account may have twice that.
+
+    Raises:
+        UnavailableError: From every method, when the broker is unavailable.
     """
 
-    def __init__(self, scratch: Path, max_bytes: int) -> None:
-        # Files of a console that was killed; only one process uses this folder.
-        shutil.rmtree(scratch, ignore_errors=True)
-        self._scratch, self._max_bytes = scratch, max_bytes
-        self._open: AccountCache[OpenDraft] = AccountCache(
-            _MAX_DRAFTS, lambda opened: opened.collection.clear()
-        )
+    def __init__(self, client: Redis, folder: Path, max_bytes: int) -> None:
+        self._values = SharedValues(client, "training:draft:", _MAX_DRAFTS, _TTL_S)
+        self._folder, self._max_bytes = folder, max_bytes
+        # With images and reports, which are costly to make.
+        self._open: AccountCache[OpenDraft] = AccountCache(_MAX_DRAFTS)
+        self._cleaned_at = -_CLEANING_INTERVAL_S
 
     def open(self, caller: Caller, draft: Draft) -> str:
         """Open a draft and return its id, which is random."""
-        draft_id = secrets.token_urlsafe(12)
-        collection = ImageCollection(
-            self._scratch, self._max_bytes, lambda: self._free_bytes(caller.account)
-        )
-        self._open.add(caller.account, draft_id, OpenDraft(caller, draft, collection))
+        self._remove_expired_images()
+        draft_id = secrets.token_hex(12)
+        opened = OpenDraft(draft_id, caller, draft, self._collection(caller.account, draft_id))
+        self.save(opened)
+        self._open.add(caller.account, draft_id, opened)
         return draft_id
 
     def find(self, caller: Caller, draft_id: str) -> OpenDraft | None:
         """Return a caller's draft; None if the caller has none of this id."""
+        with available():
+            stored = self._values.get(draft_id) if _ID.fullmatch(draft_id) else None
+        if stored is None or [stored["account"], stored["key"]] != [caller.account, caller.name]:
+            return None
         opened = self._open.get(draft_id)
-        return opened if opened is not None and opened.caller == caller else None
+        if opened is not None and opened.revision == stored["revision"]:
+            return opened
+        draft = Draft.restored(stored["draft"])
+        if draft is None:
+            return None
+        opened = OpenDraft(
+            draft_id,
+            caller,
+            draft,
+            self._collection(caller.account, draft_id),
+            is_own_upload=stored["is_own_upload"],
+            has_changed=stored["has_changed"],
+            revision=stored["revision"],
+        )
+        self._open.pop(draft_id)
+        self._open.add(caller.account, draft_id, opened)
+        return opened
 
-    def close(self, draft_id: str) -> None:
+    def save(self, opened: OpenDraft) -> None:
+        """Keep what the caller has filled in so far.
+
+        Raises:
+            TooLargeError: It is too large.
+        """
+        revision = secrets.token_hex(8)
+        value = {
+            "key": opened.caller.name,
+            "draft": opened.draft.state(),
+            "is_own_upload": opened.is_own_upload,
+            "has_changed": opened.has_changed,
+            "revision": revision,
+        }
+        if len(json.dumps(value)) > _MAX_BYTES:
+            raise TooLargeError(f"a form has at most {_MAX_BYTES:,} bytes; shorten its texts")
+        account = opened.caller.account
+        with available():
+            displaced = self._values.put(account, opened.id, value)
+        opened.revision = revision
+        for draft_id in displaced:
+            self._open.pop(draft_id)
+            self._collection(account, draft_id).clear()
+
+    def close(self, opened: OpenDraft) -> None:
         """Close a draft whose job was submitted."""
-        opened = self._open.pop(draft_id)
-        if opened is not None:
-            opened.collection.clear()
+        with available():
+            self._values.remove(opened.id)
+        self._open.pop(opened.id)
+        opened.collection.clear()
+
+    def _collection(self, account: str, draft_id: str) -> ImageCollection:
+        return ImageCollection(
+            self._folder, draft_id, self._max_bytes, lambda: self._free_bytes(account)
+        )
 
     def _free_bytes(self, account: str) -> int:
-        used = sum(opened.collection.size for opened in self._open.of(account))
+        with available():
+            draft_ids = self._values.ids(account)
+        used = sum(
+            ImageCollection(self._folder, draft_id, self._max_bytes).size for draft_id in draft_ids
+        )
         return _MAX_SIZES * self._max_bytes - used
+
+    def _remove_expired_images(self) -> None:
+        """Remove the images of drafts that have expired, and files of killed consoles."""
+        now = time.monotonic()
+        if now - self._cleaned_at < _CLEANING_INTERVAL_S or not self._folder.is_dir():
+            return
+        self._cleaned_at = now
+        # Some are not in the broker yet.
+        old = [path for path in self._folder.iterdir() if _age_s(path) > _CLEANING_INTERVAL_S]
+        with available():
+            existing = self._values.existing([path.stem for path in old])
+        for path in old:
+            if path.stem in existing:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _age_s(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:  # another console has just removed it
+        return 0.0
 
 
 class DraftImages:
@@ -103,12 +205,19 @@ class DraftImages:
         frame: Frame of the page.
         services: The services.
         opened: The draft, which keeps the results.
+        save: Saves the draft.
     """
 
-    def __init__(self, frame: Frame, services: Services, opened: OpenDraft) -> None:
+    def __init__(
+        self,
+        frame: Frame,
+        services: Services,
+        opened: OpenDraft,
+        save: Callable[[], Awaitable[None]],
+    ) -> None:
         self._frame, self._services, self._opened = frame, services, opened
+        self._save = save
         self._lock = asyncio.Lock()
-        self._has_changed = False
         self.message = ""
         """Why the images could not be uploaded or checked."""
 
@@ -133,11 +242,15 @@ class DraftImages:
         if opened.draft.dataset is None and opened.collection.is_empty:
             return False
         is_outdated = opened.report is not None and opened.checked_options != self._options()
-        return self._has_changed or is_outdated
+        return opened.has_changed or is_outdated
 
-    def mark_changed(self) -> None:
-        """Note that the caller added or removed images, or wrote captions."""
-        self._has_changed = True
+    async def mark_changed(self) -> None:
+        """Note, for good, that the caller added or removed images, or wrote captions."""
+        self._opened.has_changed = True
+        try:
+            await self._save()
+        except ConsoleError as error:
+            self.message = error.message
 
     async def find_upload(self) -> None:
         """Find the upload that the draft has from an earlier job."""
@@ -149,7 +262,10 @@ class DraftImages:
             upload = await self._services.uploads.get(self._frame.allowed(Scope.UPLOADS), upload_id)
         except NotFoundError:
             self._opened.draft.dataset = None
-            self.message = "The images of that job have expired; add them again."
+            if self._opened.collection.is_empty:
+                self.message = "The images of that job have expired; add them again."
+            else:
+                await self.mark_changed()
         else:
             self._opened.upload = upload
             await self._check()
@@ -159,7 +275,7 @@ class DraftImages:
         async with self._lock:
             self.message = ""
             try:
-                if self._has_changed:
+                if self._opened.has_changed:
                     await self._upload()
                 elif self._opened.draft.dataset is not None:
                     await self._check()
@@ -168,7 +284,7 @@ class DraftImages:
 
     async def _upload(self) -> None:
         opened, caller = self._opened, self._frame.allowed(Scope.UPLOADS)
-        self._has_changed = False
+        opened.has_changed = False
         previous, was_own = opened.upload, opened.is_own_upload
         opened.upload, opened.images, opened.report = None, (), None
         opened.draft.dataset = None
@@ -179,6 +295,7 @@ class DraftImages:
             opened.is_own_upload = True
             opened.draft.dataset = {"type": "ARCHIVE", "archive": opened.upload.source}
             await self._check()
+        await self._save()
         if previous is not None and was_own:
             # The upload of an earlier job stays: that job may be run again.
             await self._services.uploads.delete(caller, previous.id)
@@ -193,12 +310,18 @@ class DraftImages:
         if upload is None:
             return ()
         try:
-            return await self._services.uploads.images(
+            images = await self._services.uploads.images(
                 self._frame.allowed(Scope.UPLOADS), upload.id
             )
         except NotFoundError as error:
             self.message = f"{upload.name}: {error}"
             return ()
+        # Captions that were written after the upload.
+        written = {image.name: image.caption for image in self._opened.collection.images()}
+        return tuple(
+            image.model_copy(update={"caption": written.get(image.name, image.caption)})
+            for image in images
+        )
 
     async def _report(self) -> DatasetView | None:
         try:

@@ -1,10 +1,9 @@
-"""Images and captions that a user collects for a job, in a temporary folder.
+"""Images and captions that a user collects for a job, in a folder that consoles may share.
 
 They become an archive, which a job takes. Files keep their names, which must be plain file names.
 """
 
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,18 +37,26 @@ class ImageCollection:
     """Images and captions, or one archive instead.
 
     Args:
-        scratch: Folder for the temporary folder.
+        scratch: Folder of all collections.
+        name: Name of this one's folder, which is made with the first file.
         max_bytes: Maximum size of all files.
         free_bytes: Returns how much the account's collections may grow.
     """
 
     def __init__(
-        self, scratch: Path, max_bytes: int, free_bytes: Callable[[], int] | None = None
+        self,
+        scratch: Path,
+        name: str,
+        max_bytes: int,
+        free_bytes: Callable[[], int] | None = None,
     ) -> None:
         self.scratch, self._max_bytes, self._free_bytes = scratch, max_bytes, free_bytes
-        self._folder: Path | None = None
-        self.archive: str | None = None
+        self._folder = scratch / name
+
+    @property
+    def archive(self) -> str | None:
         """Name of the archive that was added instead of images."""
+        return next((path.name for path in self._files() if path.suffix.lower() == ".zip"), None)
 
     @property
     def is_empty(self) -> bool:
@@ -59,7 +66,7 @@ class ImageCollection:
     @property
     def size(self) -> int:
         """Size of all files in bytes."""
-        return sum(path.stat().st_size for path in self._folder.iterdir()) if self._folder else 0
+        return sum(path.stat().st_size for path in self._files())
 
     def add(self, name: str, source: Path) -> None:
         """Move a file into the collection; an archive replaces all files, and they replace it.
@@ -68,27 +75,22 @@ class ImageCollection:
             NotAddedError: The file is unsuitable.
         """
         self._check(name, source.stat().st_size)
-        if name.lower().endswith(".zip"):
-            self.clear()
-            self.archive = name
-        elif self.archive is not None:
+        if name.lower().endswith(".zip") or self.archive is not None:
             self.clear()
         if name.lower().endswith(".txt"):
             name = f"{name[:-4]}.txt"
-        shutil.move(source, self._path(name))
+        self._folder.mkdir(parents=True, exist_ok=True)
+        shutil.move(source, self._folder / name)
 
     def images(self) -> list[CollectedImage]:
         """Return the images, by name."""
-        if self._folder is None:
-            return []
-        found = [path for path in self._folder.iterdir() if path.suffix.lower() in SUFFIXES]
+        found = [path for path in self._files() if path.suffix.lower() in SUFFIXES]
         return [CollectedImage(path.name, _caption(path)) for path in sorted(found)]
 
     def path_of(self, name: str) -> Path | None:
         """Return the path of a file; None if the collection has no such file."""
-        known = self._folder is not None and name == PurePath(name).name
-        path = self._path(name) if known else None
-        return path if path is not None and path.is_file() else None
+        path = self._folder / name
+        return path if name == PurePath(name).name and path.is_file() else None
 
     def remove(self, name: str) -> None:
         """Remove a file and its caption."""
@@ -110,13 +112,13 @@ class ImageCollection:
 
     def pack(self) -> Path:
         """Return an archive of all files; it exists as long as the collection."""
-        assert self._folder is not None, "there is nothing to pack"
+        assert not self.is_empty, "there is nothing to pack"
         if self.archive is not None:
-            return self._path(self.archive)
-        packed = self._folder.with_suffix(".zip")
+            return self._folder / self.archive
+        packed = self._packed
         # Images do not compress further.
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
-            for path in sorted(self._folder.iterdir()):
+            for path in sorted(self._files()):
                 # One date for all files: the same images make the same archive.
                 info = zipfile.ZipInfo(path.name)
                 with path.open("rb") as source, archive.open(info, "w", force_zip64=True) as target:
@@ -125,16 +127,15 @@ class ImageCollection:
 
     def clear(self) -> None:
         """Remove all files."""
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder.with_suffix(".zip").unlink(missing_ok=True)
-        self._folder, self.archive = None, None
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._packed.unlink(missing_ok=True)
 
-    def _path(self, name: str) -> Path:
-        if self._folder is None:
-            self.scratch.mkdir(parents=True, exist_ok=True)
-            self._folder = Path(tempfile.mkdtemp(prefix="images-", dir=self.scratch))
-        return self._folder / name
+    @property
+    def _packed(self) -> Path:
+        return self._folder.with_name(f"{self._folder.name}.zip")
+
+    def _files(self) -> list[Path]:
+        return list(self._folder.iterdir()) if self._folder.is_dir() else []
 
     def _check(self, name: str, length: int) -> None:
         suffix = PurePath(name).suffix.lower()

@@ -1,7 +1,7 @@
 """The form of a new job, from its training type to its start."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from nicegui import background_tasks, ui
@@ -55,6 +55,7 @@ class NewJob:
         services: The services.
         opened: The draft that the user fills in.
         presets: All presets.
+        save: Saves the draft.
         on_started: Called with the id of the submitted job.
     """
 
@@ -64,11 +65,12 @@ class NewJob:
         services: Services,
         opened: OpenDraft,
         presets: tuple[PresetView, ...],
-        on_started: Callable[[str], None],
+        save: Callable[[], Awaitable[None]],
+        on_started: Callable[[str], Awaitable[None]],
     ) -> None:
         self._frame, self._services, self._presets = frame, services, presets
         self._opened, self._draft = opened, opened.draft
-        self._on_started = on_started
+        self._save, self._on_started = save, on_started
         self._fields: dict[str, Field] = {}
         self._version = 0
         self._tried_to_start = False
@@ -87,7 +89,7 @@ class NewJob:
                     self._basics = Tag("div", classes="grid-3")
                 self._advanced = AdvancedPart(self._draft, self._changed, self._fields.keys)
                 self._dataset = DatasetPart(
-                    self._frame, self._services, self._opened, lambda: self._changed()
+                    self._frame, self._services, self._opened, self._save, lambda: self._changed()
                 )
             with Tag("aside", classes="aside", aria_label="This job"):
                 self._panel = PreviewPanel(self._start, self._go_to)
@@ -155,10 +157,11 @@ class NewJob:
         except (ConsoleError, JobError) as error:
             self._panel.show(None, [Problem("", str(error))], self._draft)
             return
-        self._on_started(job.id)
+        await self._on_started(job.id)
 
     async def _preview(self, document: dict[str, Any]) -> tuple[Preview | None, list[Problem]]:
         try:
+            await self._save()
             preview = await self._services.submissions.preview(
                 self._frame.allowed(Scope.JOBS_WRITE),
                 document,

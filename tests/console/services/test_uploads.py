@@ -348,8 +348,8 @@ def test_another_tenants_upload_is_unknown_while_it_is_written(
 
     with ThreadPoolExecutor() as pool:
         written = pool.submit(send, acme, upload_id, 0, slow())
-        locked = console.services.uploads._store._locked
-        wait_until(lambda: upload_id in locked, timeout_s=30, description="the upload is written")
+        held = console.services.uploads._store._locks._held
+        wait_until(lambda: upload_id in held, timeout_s=30, description="the upload is written")
         for client, status in ((zoo, 404), (operator, 409), (acme, 409)):
             assert send(client, upload_id, 0, b"x").status_code == status
             deleted = client.delete(f"/uploads/{upload_id}", headers=TUS)

@@ -13,7 +13,7 @@ def given(folder: Path, name: str, content: bytes = b"x") -> Path:
 
 
 def collection(tmp_path: Path, max_bytes: int = 1000) -> ImageCollection:
-    return ImageCollection(tmp_path / "scratch", max_bytes)
+    return ImageCollection(tmp_path / "scratch", "images", max_bytes)
 
 
 def test_images_and_captions_become_an_archive(tmp_path: Path) -> None:
