@@ -24,8 +24,10 @@ from tasks.store import ARCHIVE, ObjectInfo, Store, archived_record_key
 from tasks.strict_model import StrictModel
 from tasks.urls import redact_urls
 
-# What belongs to a start or to the broker's own bookkeeping.
+# What belongs to a start or to the broker's own bookkeeping; of a webhook's address, the job's own
+# document has what may be kept.
 _VOLATILE = {
+    "webhook",
     *("change_id", "change_reply", "delivery_tag", "starts", "unstarted", "deferred_by"),
     *("renewed_at", "newest_event", "event_bytes", "due_at", "tenant_queue", "waiting_message"),
 }

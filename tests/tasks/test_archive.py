@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tasks.archive import Recovery, RecoveryReport
+from tasks.archive import Recovery, RecoveryReport, archive_record
 from tasks.contract import record_key
 from tasks.errors import JobError
 from tasks.events import JobEnded
@@ -19,6 +19,7 @@ from tasks.stages.worker_context import WorkerContext
 from tasks.state.ended_jobs import EndedJobs
 from tasks.state.job_store import JobStore
 from tasks.state.record import JobRecord, JobStatus
+from tasks.state.webhook_secrets import WebhookSecrets
 from tasks.store import ARCHIVE, Store, archived_record_key
 from tests.tasks.stages.test_runner import (
     CACHES,
@@ -182,3 +183,15 @@ def test_a_failed_job_leaves_no_archive(
     assert isinstance(outcome_of("prepare", fails, job_id, worker), Failed)
     assert worker.state.get(job_id).status == JobStatus.FAILED
     assert store.keys(ARCHIVE) == []
+
+
+def test_no_webhooks_address_is_archived(
+    worker: WorkerContext, state: JobStore, job_document: dict[str, Any]
+) -> None:
+    WebhookSecrets(state._redis).create("default")
+    webhook = {"url": "https://hooks.example/hidden?token=hidden"}
+    job_id = submit({**job_document, "webhook": webhook}, state, "result").job_id
+    archive_record(worker.store, state, job_id)
+    archived = worker.store.get(archived_record_key(job_id)).decode()
+    assert "https://hooks.example" in archived
+    assert "hidden" not in archived
