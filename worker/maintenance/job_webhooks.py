@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from redis import Redis, RedisError
+from redis import Redis, RedisError, ResponseError
 
 from tasks.clock import broker_time
 from tasks.contract import ENDED
@@ -75,7 +75,15 @@ class JobWebhooks:
         may_begin = held + 1 <= _SHARED - total - 1 or (not held and total < _CONCURRENCY)
         if not may_begin or self._begun[tenant] >= self._per_minute:
             return False
-        claimed = self._deliveries.claim(tenant, now, now + CLAIM_S)
+        try:
+            claimed = self._deliveries.claim(tenant, now, now + CLAIM_S)
+        except ValueError as error:
+            # A newer version's: a worker of that version delivers it after the claim.
+            logger.warning("cannot read a delivery of tenant %s: %s", tenant, type(error).__name__)
+            return True
+        except ResponseError as error:
+            logger.warning("cannot claim a delivery of tenant %s: %s", tenant, error)
+            return False
         if claimed is None:
             return False
         self._begun[tenant] += 1

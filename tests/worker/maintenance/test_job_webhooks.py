@@ -511,3 +511,23 @@ def test_expired_jobs_leave_nothing_behind(
     redis_client.delete(f"training:job:{job_id}")
     assert webhooks.deliver_due() == []
     assert redis_client.exists(PENDING, "training:webhooks:tenants") == 0
+
+
+def test_an_unreadable_delivery_delays_no_other(
+    webhooks: JobWebhooks,
+    state: JobStore,
+    receiver: Receiver,
+    redis_client: Redis,
+    submit_job: Submit,
+) -> None:
+    for field in ("webhook", "deliveries"):
+        fail(state, job_id := submit_job())
+        if field == "webhook":
+            redis_client.hset(f"training:job:{job_id}", "webhook", '{"version": 3}')
+        else:
+            redis_client.hset(
+                f"training:job:{job_id}:deliveries", "1", '{"event": "new", "attempts": 0}'
+            )
+    fail(state, last_id := submit_job())
+    run(webhooks)
+    assert [body["data"]["job_id"] for body in receiver.bodies()] == [last_id]
