@@ -118,12 +118,15 @@ def simulate(
     json: Json = False,
 ) -> None:
     """Simulate how long jobs wait on a fleet, or size one for a wait."""
+    from tasks.errors import UsageError
     from tasks.extras import require
     from worker.cli.output import print_json, stdout
     from worker.simulation.report import Simulation
-    from worker.simulation.sizing import smallest_fleet
+    from worker.simulation.sizing import Sizing, smallest_fleet
     from worker.simulation.workload import draw_workload, read_fleet, read_workload, write_workload
 
+    if plot is not None and p95_wait is not None:
+        raise UsageError("--plot shows the waits on a given fleet; leave it or --p95-wait out")
     if plot is not None:
         require("matplotlib")
     gpus = read_fleet(fleet)
@@ -132,18 +135,15 @@ def simulate(
     )
     if save is not None:
         write_workload(save, arrivals)
+    simulated: Simulation | Sizing
     if p95_wait is not None:
-        sizing = smallest_fleet(set(gpus), arrivals, p95_wait * 60, settings.prices().per_hour)
-        if json:
-            print_json(sizing.document())
-        else:
-            stdout.print(sizing.table())
-        return
-    simulation = Simulation(gpus, arrivals)
-    if plot is not None:
-        simulation.plot(plot)
-    if json:
-        print_json(simulation.document())
+        prices = settings.prices().per_hour
+        simulated = smallest_fleet(set(gpus), arrivals, p95_wait * 60, prices)
     else:
-        for table in simulation.tables():
-            stdout.print(table)
+        simulated = Simulation(gpus, arrivals)
+        if plot is not None:
+            simulated.plot(plot)
+    if json:
+        print_json(simulated.document())
+    else:
+        stdout.print(*simulated.tables(), sep="\n")

@@ -39,8 +39,8 @@ class Sizing:
             "price_per_hour": self.price_per_hour,
         }
 
-    def table(self) -> Table:
-        """Return a row for each class of GPUs or jobs."""
+    def tables(self) -> list[Table]:
+        """Show a row for each class of GPUs or jobs."""
         price = "" if self.price_per_hour is None else f", {self.price_per_hour:g} an hour"
         table = Table(
             "", "GPUs", "95 % of its jobs wait at most, min", title=f"smallest fleet{price}"
@@ -49,7 +49,7 @@ class Sizing:
             wait_s = self.p95_waits_s.get(key)
             wait = "-" if wait_s is None else f"{wait_s / 60:.1f}"
             table.add_row(str(key), str(self.counts.get(key, 0)), wait)
-        return table
+        return [table]
 
 
 def smallest_fleet(

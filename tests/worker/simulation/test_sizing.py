@@ -68,3 +68,6 @@ def test_the_command_prints_a_fleet_with_its_price(tmp_path: Path) -> None:
     shown = CliRunner().invoke(cli, options).stdout
     assert "smallest fleet" in shown
     assert "40gb" in shown
+    refused = CliRunner().invoke(cli, [*options, "--plot", str(tmp_path / "waits.png")])
+    assert "leave it or --p95-wait out" in str(refused.output)
+    assert refused.exit_code == 2
