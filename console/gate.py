@@ -55,7 +55,12 @@ _OF_PAGES = ("/_nicegui_ws/", _PAGE_UPLOADS)
 _UPLOADS = (f"{API}/uploads/", f"{API}/uploads:multipart", _PAGE_UPLOADS)
 _HEALTH = f"{API}/health"
 _FILE = re.compile(rf"{API}/jobs/([^/]+)/files/(.+)")
-_OPEN_TO_ALL = (("GET", _HEALTH), ("GET", f"{API}/openapi.json"), ("OPTIONS", f"{API}/uploads"))
+_OPEN_TO_ALL = (
+    ("GET", _HEALTH),
+    ("GET", f"{API}/openapi.json"),
+    ("GET", f"{API}/docs"),
+    ("OPTIONS", f"{API}/uploads"),
+)
 
 
 class Gate:

@@ -70,7 +70,10 @@ class SecurityHeaders:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.update(_ALWAYS)
-                headers["Content-Security-Policy"] = _API_POLICY if is_api else _PAGE_POLICY
+                # The API's own page sets a policy.
+                headers.setdefault(
+                    "Content-Security-Policy", _API_POLICY if is_api else _PAGE_POLICY
+                )
                 caller = state.get("caller")
                 if caller is not None and caller.expires is not None:
                     headers["API-Key-Expires"] = f"{caller.expires:%Y-%m-%dT%H:%M:%SZ}"

@@ -5,6 +5,7 @@ that the services parse themselves, and the errors, which are problem documents.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
@@ -102,7 +103,8 @@ def api_document(api: FastAPI) -> Schema:
     """Return the complete description of the API's application."""
     document = api.openapi()
     for method, path, operation in operations(document):
-        operation["summary"] = operation["summary"].capitalize()
+        words = re.sub("([A-Z])", r" \1", operation["operationId"])
+        operation["summary"] = words.capitalize()
         _add_errors(method, path, operation)
     problem = ProblemDocument.model_json_schema(ref_template=f"{_SCHEMAS}{{model}}")
     schemas = document["components"]["schemas"] | component_schemas(_SCHEMAS)

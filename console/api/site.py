@@ -1,8 +1,10 @@
 """The API's application, mounted at ``/v1``."""
 
 from fastapi import FastAPI, Response
+from fastapi.responses import HTMLResponse
 
 from console.api import audit, catalog, events, files, jobs, uploads, webhooks
+from console.api.docs_page import POLICY, docs_page
 from console.api.openapi import TAGS, api_document, document_text, operation_id, product_version
 from console.api.problems import add_problem_handlers
 from console.services.services import Services
@@ -44,16 +46,23 @@ def make_api(services: Services | None) -> FastAPI:
         generate_unique_id_function=operation_id,
         root_path_in_servers=False,
         openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
     )
     api.state.services = services
     add_problem_handlers(api)
     for module in (jobs, events, files, webhooks, uploads, catalog, audit):
         api.include_router(module.router)
-    # Made once: anyone may ask for it.
-    text = document_text(api_document(api))
+    # Made once: anyone may ask for them.
+    document = api_document(api)
+    text, page = document_text(document), docs_page(document)
 
     @api.get("/openapi.json", include_in_schema=False)
     async def openapi() -> Response:
         return Response(text, media_type="application/json")
+
+    @api.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return HTMLResponse(page, headers={"Content-Security-Policy": POLICY})
 
     return api

@@ -14,6 +14,7 @@ from nicegui import Client, ui
 from console.errors import ConsoleError, UnauthorizedError
 from console.pages.elements import Tag, button
 from console.scopes import check_scope
+from console.security_headers import API
 from tasks.api_keys import Caller, Scope
 
 ASSETS = "/console-assets"
@@ -117,6 +118,7 @@ class Frame:
                     if caller.allows(scope):
                         current_page = "page" if path == current else None
                         Tag("a", name, href=self.link(path), aria_current=current_page)
+                Tag("a", "API", href=self.link(f"{API}/docs"))
             with Tag("div", classes="caller"):
                 theme = button("◐", "quiet", aria_label="Switch between light and dark")
                 theme.on("click", js_handler=_SWITCH_THEME)
