@@ -10,7 +10,6 @@ import re
 from contextlib import ExitStack, suppress
 
 from fastapi import Request
-from redis import RedisError
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.responses import RedirectResponse
@@ -148,12 +147,8 @@ class Gate:
         match, caller = _FILE.fullmatch(path), None
         request.state.is_link = True
         if match is not None and method == "GET":
-            try:
-                caller = await self._services.links.find_caller(
-                    match[1], match[2], request.query_params
-                )
-            except RedisError as error:
-                raise UnavailableError from error
+            query = request.query_params
+            caller = await self._services.links.find_caller(match[1], match[2], query)
         if caller is None:
             await self._services.wrong_keys.count(address_of(request))
             raise UnauthorizedError("the link is invalid, or has expired; get a new one")

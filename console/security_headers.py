@@ -75,7 +75,8 @@ class SecurityHeaders:
                     "Content-Security-Policy", _API_POLICY if is_api else _PAGE_POLICY
                 )
                 caller = state.get("caller")
-                if caller is not None and caller.expires is not None:
+                is_link = state.get("is_link", False)
+                if caller is not None and caller.expires is not None and not is_link:
                     headers["API-Key-Expires"] = f"{caller.expires:%Y-%m-%dT%H:%M:%SZ}"
                 rate_limit = state.get("rate_limit")
                 if rate_limit is not None:

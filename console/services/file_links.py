@@ -21,7 +21,9 @@ from urllib.parse import quote, urlencode
 
 from redis import Redis
 
+from console.errors import UnauthorizedError
 from console.services.job_files import JobFiles
+from console.services.shared_values import available
 from console.services.threads import in_thread
 from tasks.api_keys import ApiKeys, Caller, KeyEntry, Scope
 from tasks.redis_script import Key, ScriptFolder
@@ -81,24 +83,29 @@ class FileLinks:
         Raises:
             UnknownJobError: The caller sees no job of this id.
             NotFoundError: The job has published no file of this name.
+            UnauthorizedError: The key was revoked meanwhile.
+            UnavailableError: The broker is unavailable.
         """
         record = self._files.record_with(caller, job_id, name)
-        [entry] = [entry for entry in self._api_keys.entries() if entry.name == caller.name]
-        secret, now = link_secret(
-            self._redis,
-            secret_key=_SECRET_KEY,
-            candidate=secrets.token_urlsafe(32),
-            ttl_s=_SECRET_TTL_S,
-        )
+        entry = next((it for it in self._api_keys.entries() if it.name == caller.name), None)
+        if entry is None:  # revoked since the request began
+            raise UnauthorizedError("unknown API key")
+        with available():
+            secret, now = link_secret(
+                self._redis,
+                secret_key=_SECRET_KEY,
+                candidate=secrets.token_urlsafe(32),
+                ttl_s=_SECRET_TTL_S,
+            )
+            self._audit.record(
+                caller.actor,
+                Action.LINK_CREATE,
+                record.id,
+                tenant=record.job.tenant,
+                file=name,
+                life_s=life_s,
+            )
         expires = int(now) + min(life_s, MAX_LIFE_S)
-        self._audit.record(
-            caller.actor,
-            Action.LINK_CREATE,
-            record.id,
-            tenant=record.job.tenant,
-            file=name,
-            life_s=life_s,
-        )
         signature = _signature(secret, entry, record.id, name, str(expires))
         query = urlencode({"key": _key_id(entry), "expires": expires, "signature": signature})
         path = f"/jobs/{quote(record.id)}/files/{quote(name)}?{query}"
@@ -109,16 +116,18 @@ class FileLinks:
         """Return for whom a link downloads a file; None unless it is valid.
 
         Raises:
-            RedisError: The broker is unavailable.
+            UnavailableError: The broker is unavailable.
         """
         expires, signature = query.get("expires", ""), query.get("signature", "")
         entry = self._entry_of(query.get("key", ""))
-        secret = cast("str | None", self._redis.get(_SECRET_KEY))
+        with available():
+            secret = cast("str | None", self._redis.get(_SECRET_KEY))
+            now, _ = self._redis.time()
         if entry is None or secret is None or not _EXPIRES.fullmatch(expires):
             return None
         expected = _signature(secret, entry, job_id, name, expires)
         is_signed = hmac.compare_digest(expected.encode(), signature.encode("utf-8", "replace"))
-        left_s = int(expires) - int(self._redis.time()[0])
+        left_s = int(expires) - int(now)
         if not is_signed or not 0 < left_s <= MAX_LIFE_S:
             return None
         caller = self._api_keys.find_by_digest(entry.sha256)

@@ -125,7 +125,7 @@ def test_each_role_has_only_its_own_rights(
         PROCESSES["compose.yaml console"], broker, tmp_path / "console", **settings
     ).env
 
-    def console_prints(*command: str) -> dict[str, Any]:
+    def console_prints(*command: str) -> Any:
         ran = subprocess.run(
             [sys.executable, "-P", "-m", "worker", *command, "--json"],
             env=console_env,
@@ -134,11 +134,12 @@ def test_each_role_has_only_its_own_rights(
             check=False,
         )
         assert ran.returncode == 0, ran
-        answer: dict[str, Any] = json.loads(ran.stdout.splitlines()[0])
-        return answer
+        return json.loads(ran.stdout.splitlines()[0])
 
     job_id = console_prints("submit", str(file))["job_id"]
     assert console_prints("cancel", job_id)["job_id"] == job_id
+    [entry] = console_prints("audit")
+    assert (entry["action"], entry["subject"]) == ("job.cancel", job_id)
     with broker.client("console") as console:
         refused(
             lambda: console.rpop("cpu"),
