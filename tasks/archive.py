@@ -227,7 +227,7 @@ def _redacted(value: str) -> str:
     try:
         parsed: Any = json.loads(value)
     except ValueError:
-        return value
+        return str(redact_urls(value))
     return json.dumps(redact_urls(parsed))
 
 

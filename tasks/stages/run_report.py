@@ -25,10 +25,13 @@ _END_S, _STOP_S = 20.0, 3.0
 
 
 def tracker_problems(job: TrainingJob, worker: WorkerContext) -> Iterator[Problem]:
-    """Yield what is wrong with the secrets of a job's trackers."""
+    """Yield what is wrong with the secrets of a job's trackers.
+
+    A name that is not resolved now is no problem: an unavailable tracker ends no job.
+    """
     for found in tracker_requests(job, job.id or "", worker.secrets, ""):
         problem = found if isinstance(found, Problem) else _endpoint_problem(found, worker)
-        if problem is not None:
+        if problem is not None and not problem.retryable:
             yield problem
 
 

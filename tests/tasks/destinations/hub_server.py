@@ -67,6 +67,8 @@ class HubServer:
             case ["validate-yaml"]:
                 yaml.safe_load(json.loads(body)["content"].split("---\n")[1])
                 return _json({"warnings": [], "errors": []})
+            case ["", "verify"]:
+                return _json({})
             case ["repos", "create"]:
                 return self._create(json.loads(body))
             case ["models", owner, name, *rest] if f"{owner}/{name}" in self.repos:
@@ -111,7 +113,8 @@ class HubServer:
         for wanted in asked["objects"]:
             href = f"{self.url}/lfs/{wanted['oid']}"
             is_known = wanted["oid"] in self.blobs
-            actions = {} if is_known else {"actions": {"upload": {"href": href}}}
+            upload = {"upload": {"href": href}, "verify": {"href": f"{self.url}/verify"}}
+            actions = {} if is_known else {"actions": upload}
             objects.append({**wanted, **actions})
         return _json({"transfer": "basic", "objects": objects})
 

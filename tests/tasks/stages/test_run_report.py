@@ -12,6 +12,7 @@ from tasks.events import Artifact, Note, Progress, ValidationImages
 from tasks.stages.cache import cache
 from tasks.stages.outcomes import Failed
 from tasks.stages.prepare import prepare
+from tasks.stages.run_report import tracker_problems
 from tasks.stages.submit import submit
 from tasks.stages.train import train
 from tasks.stages.worker_context import Tracker, WorkerContext, WorkerServices
@@ -200,3 +201,14 @@ def test_secrets_are_checked_before_a_gpu_is_used(
     assert outcome.error.code == ErrorCode.INVALID_DESTINATION
     assert message in outcome.error.message
     assert "hidden" not in outcome.error.message
+
+
+def test_a_tracker_that_is_not_resolved_ends_no_job(
+    worker: WorkerContext, services: Services, job_document: dict[str, Any], tmp_path: Path
+) -> None:
+    secret = '{"address": "https://tracker.invalid"}'
+    (tmp_path / "secrets" / "tenants" / "acme" / "mlflow").write_text(secret)
+    job_id = ready(worker, job_document, "mlflow")
+    assert list(tracker_problems(worker.state.get(job_id).job, worker)) == []
+    run_stage("train", train, job_id, worker)
+    assert services.trackers == []
