@@ -20,8 +20,6 @@ from tasks.tracking import TrackerRequest, require_tracker, tracker_requests
 logger = logging.getLogger(__name__)
 
 _MAX_IMAGES = 16
-# A run that ends well may send what is left; one that stops must free its GPU.
-_END_S, _STOP_S = 20.0, 3.0
 
 
 def tracker_problems(job: TrainingJob, worker: WorkerContext) -> Iterator[Problem]:
@@ -62,7 +60,7 @@ class RunReport:
     def close(self, end: str) -> None:
         """End the runs."""
         for tracker in self._trackers:
-            tracker.close(end, _END_S if end == "succeeded" else _STOP_S)
+            tracker.close(end)
         if end == "succeeded":
             self.check()
 

@@ -73,7 +73,7 @@ class Tracker(Protocol):
         """Return why the run is not reported any more, once; None while it is."""
         ...
 
-    def close(self, end: str, timeout_s: float) -> None:
+    def close(self, end: str) -> None:
         """End the run, and what reports it after at most some seconds."""
 
 

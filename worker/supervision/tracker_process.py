@@ -15,7 +15,9 @@ from worker.supervision.process import kill_group, spawn
 
 # Two minutes of a trainer's progress.
 _MAX_WAITING = 1200
-_MAX_WARNING = 4096
+_MAX_OUTPUT = 4096
+# A run that ends well may send what is left. One whose server has not answered by then is given up.
+_FLUSH_S, _GIVE_UP_S = 20.0, 3.0
 _INHERITED = (
     *("PATH", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "SSL_CERT_FILE", "SSL_CERT_DIR"),
     *("REQUESTS_CA_BUNDLE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "WANDB_MODE"),
@@ -50,7 +52,7 @@ class TrackerProcess:
         )
         assert self._popen.stdout is not None
         os.set_blocking(self._popen.stdout.fileno(), False)
-        self._has_warned = self._is_full = self._is_closed = False
+        self._has_warned = self._is_full = self._is_closed = self._has_run = False
         self._reason: str | None = None
         self._lines: Queue[Callable[[], str | None] | None] = Queue(_MAX_WAITING)
         self._put(request.model_dump_json)
@@ -85,10 +87,16 @@ class TrackerProcess:
         self._has_warned = self._reason is not None
         return self._reason and f"the run is no longer reported to {self._name}: {self._reason}"
 
-    def close(self, end: str, timeout_s: float) -> None:
-        """End the run, and the process after at most some seconds."""
+    def close(self, end: str) -> None:
+        """End the run, and the process after at most some seconds.
+
+        Args:
+            end: ``succeeded``, ``failed`` or ``interrupted``.
+        """
         self.send({"end": end})
         self._put_last()
+        self._read()
+        timeout_s = _FLUSH_S if end == "succeeded" and self._has_run else _GIVE_UP_S
         is_late = False
         try:
             self._popen.wait(timeout_s)
@@ -100,19 +108,29 @@ class TrackerProcess:
         self._thread.join(timeout_s)
         found = self._find_reason()
         is_done = self._popen.returncode == 0 and not self._is_full
-        self._reason = "it took too long at the end" if is_late else None if is_done else found
+        if is_late:
+            found = "it took too long at the end"
+        self._reason = None if is_done else found
         self._is_closed = True
         assert self._popen.stdout is not None
         self._popen.stdout.close()
 
     def _find_reason(self) -> str | None:
-        assert self._popen.stdout is not None
-        text = self._popen.stdout.read(_MAX_WARNING) or b""
-        with contextlib.suppress(ValueError):
-            return str(json.loads(text))
+        self._read()
+        if self._reason is not None:
+            return self._reason
         if self._is_full:
             return "it takes values more slowly than the trainer makes them"
         return "its process ended" if self._popen.poll() is not None else None
+
+    def _read(self) -> None:
+        """Read what the process has printed."""
+        assert self._popen.stdout is not None
+        for line in (self._popen.stdout.read(_MAX_OUTPUT) or b"").splitlines():
+            with contextlib.suppress(ValueError):
+                printed = json.loads(line)
+                self._has_run |= printed is True
+                self._reason = printed if isinstance(printed, str) else self._reason
 
     def _put_last(self) -> None:
         with contextlib.suppress(Full):

@@ -1,6 +1,7 @@
-"""The process: a request on its input, then one JSON object for each event; warnings on its output.
+"""The process: a request on its input, then one JSON object for each event.
 
-It ends with its input. Its first failure is its last: it prints why, and the job continues.
+It prints ``true`` once it has a run. Its first failure is its last: it prints why, as a JSON
+string, and the job continues. It ends with its input.
 """
 
 import json
@@ -18,20 +19,21 @@ _MAX_REASON = 300
 
 def main() -> int:
     """Report a job's run until the input ends."""
-    # Libraries write to the standard output as they like; warnings are our own.
-    with os.fdopen(os.dup(1), "w") as warnings:
+    # Libraries write to the standard output as they like; this is our own.
+    with os.fdopen(os.dup(1), "w") as output:
         os.dup2(2, 1)
         request = TrackerRequest.model_validate_json(sys.stdin.readline())
         try:
-            _report(request)
+            run = _open(request)
+            print("true", file=output, flush=True)
+            _report(run)
         except Exception as error:  # noqa: BLE001 - whatever a tracker does, the training continues
-            print(json.dumps(_reason(request, error)), file=warnings, flush=True)
+            print(json.dumps(_reason(request, error)), file=output, flush=True)
             return 1
     return 0
 
 
-def _report(request: TrackerRequest) -> None:
-    run = _open(request)
+def _report(run: TrackedRun) -> None:
     last_step = 0
     for line in sys.stdin:
         message: dict[str, Any] = json.loads(line)

@@ -67,14 +67,12 @@ class HubServer:
             case ["validate-yaml"]:
                 yaml.safe_load(json.loads(body)["content"].split("---\n")[1])
                 return _json({"warnings": [], "errors": []})
-            case ["", "verify"]:
-                return _json({})
             case ["repos", "create"]:
                 return self._create(json.loads(body))
             case ["models", owner, name, *rest] if f"{owner}/{name}" in self.repos:
                 return self._of_repo(f"{owner}/{name}", rest, body)
             case ["", owner, name, "info", "lfs", *_] if f"{owner}/{name[:-4]}" in self.repos:
-                return self._batch(json.loads(body))
+                return self._batch(f"{owner}/{name[:-4]}", json.loads(body))
         return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
 
     def _create(self, asked: dict[str, Any]) -> Answer:
@@ -89,7 +87,7 @@ class HubServer:
         match rest:
             case [] | ["revision", "main"]:
                 return _json({"id": name, "sha": repo.head, "private": repo.private})
-            case ["auth-check", *_]:
+            case ["auth-check", *_] | ["verify"]:
                 return _json({})
             case ["preupload", _]:
                 asked = json.loads(body)["files"]
@@ -108,12 +106,13 @@ class HubServer:
         mode = "lfs" if is_large else "regular"
         return {"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid}
 
-    def _batch(self, asked: dict[str, Any]) -> Answer:
+    def _batch(self, repo: str, asked: dict[str, Any]) -> Answer:
         objects = []
         for wanted in asked["objects"]:
             href = f"{self.url}/lfs/{wanted['oid']}"
             is_known = wanted["oid"] in self.blobs
-            upload = {"upload": {"href": href}, "verify": {"href": f"{self.url}/verify"}}
+            verify = {"href": f"{self.url}/api/models/{repo}/verify"}
+            upload = {"upload": {"href": href}, "verify": verify}
             actions = {} if is_known else {"actions": upload}
             objects.append({**wanted, **actions})
         return _json({"transfer": "basic", "objects": objects})

@@ -55,7 +55,7 @@ class RecordingTracker:
         failure, self.failure = self.failure, None
         return failure
 
-    def close(self, end: str, timeout_s: float) -> None:
+    def close(self, end: str) -> None:
         self.end = end
 
 

@@ -14,11 +14,20 @@ from pydantic import SecretStr
 from tasks.extras import is_installed
 from tasks.tracking import MlflowSecret, TrackerRequest, WandbSecret
 from tests.waiting import wait_until
+from worker.supervision import tracker_process
 from worker.supervision.tracker_process import TrackerProcess
 
 KEY = "a1b2c3d4e5" * 4
+# A process that stays is killed after the time to give up.
+pytestmark = pytest.mark.usefixtures("hurried")
 needs_wandb = pytest.mark.skipif(not is_installed("wandb"), reason="wandb is not installed")
 needs_mlflow = pytest.mark.skipif(not is_installed("mlflow"), reason="MLflow is not installed")
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    if "mlflow" not in request.node.name and "wandb" not in request.node.name:
+        monkeypatch.setattr(tracker_process, "_GIVE_UP_S", 0.1)
 
 
 def request_of(secret: WandbSecret | MlflowSecret, folder: Path) -> TrackerRequest:
@@ -51,10 +60,15 @@ def image_in(folder: Path) -> Callable[[], str]:
 
 
 def report(tracker: TrackerProcess, steps: range, folder: Path, end: str = "succeeded") -> None:
+    def has_run() -> bool:
+        assert tracker.warning() is None
+        return tracker._has_run
+
+    wait_until(has_run, timeout_s=50, description="the tracker has a run")
     for step in steps:
         tracker.send({"step": step, "values": {"train/loss": 1 / step}})
     tracker.send_image(steps[-1], "1-1", image_in(folder))
-    tracker.close(end, 60)
+    tracker.close(end)
     assert tracker.warning() is None
 
 
@@ -112,7 +126,7 @@ def test_a_tracker_that_reads_nothing_delays_nothing(tmp_path: Path) -> None:
     assert warning is not None
     assert "more slowly" in warning
     assert tracker.warning() is None
-    tracker.close("succeeded", 0.1)
+    tracker.close("succeeded")
 
 
 def test_a_tracker_that_ends_is_one_warning(tmp_path: Path) -> None:
@@ -128,7 +142,7 @@ def test_a_tracker_that_ends_is_one_warning(tmp_path: Path) -> None:
     tracker.send({"step": 1, "values": {}})
     assert tracker.warning() is None
     assert warnings == ["the run is no longer reported to Weights & Biases: its process ended"]
-    tracker.close("succeeded", 5)
+    tracker.close("succeeded")
 
 
 @needs_mlflow
@@ -144,7 +158,7 @@ def test_an_unreachable_server_is_a_warning_without_the_secret(tmp_path: Path) -
     wait_until(has_warned, timeout_s=50, description="the server is reported")
     assert "MLflow" in found[-1]
     assert "hidden" not in found[-1]
-    tracker.close("succeeded", 5)
+    tracker.close("succeeded")
 
 
 def test_the_secret_is_in_no_command_line_or_environment(tmp_path: Path) -> None:
@@ -153,6 +167,6 @@ def test_the_secret_is_in_no_command_line_or_environment(tmp_path: Path) -> None
     tracker = failing(tmp_path, "import time; time.sleep(600)")
     process = psutil.Process(tracker._popen.pid)
     seen = json.dumps([process.cmdline(), process.environ()])
-    tracker.close("failed", 0.1)
+    tracker.close("failed")
     assert KEY not in seen
     assert "HF_TOKEN" not in seen
