@@ -47,7 +47,17 @@ async def _document(request: Request) -> Any:
 Document = Annotated[Any, Depends(_document)]
 
 
-@router.post("/jobs", status_code=201, openapi_extra=_BODY)
+@router.post(
+    "/jobs",
+    status_code=201,
+    responses={
+        201: {
+            "description": "The job, new or submitted before.",
+            "headers": {"Location": {"description": "Path.", "schema": {"type": "string"}}},
+        }
+    },
+    openapi_extra=_BODY,
+)
 async def submit_job(
     caller: JobWriter,
     services: ServicesDep,

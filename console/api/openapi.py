@@ -7,6 +7,7 @@ that the services parse themselves, and the errors, which are problem documents.
 import json
 import re
 from collections.abc import Iterator
+from copy import deepcopy
 from importlib.metadata import version
 from typing import Any
 
@@ -101,7 +102,7 @@ def operation_id(route: APIRoute) -> str:
 
 def api_document(api: FastAPI) -> Schema:
     """Return the complete description of the API's application."""
-    document = api.openapi()
+    document = deepcopy(api.openapi())
     for method, path, operation in operations(document):
         words = re.sub("([A-Z])", r" \1", operation["operationId"])
         operation["summary"] = words.capitalize()
@@ -183,7 +184,7 @@ def _with_components(schema: Any) -> Any:
         return schema
     if COMPONENT not in schema:
         return {name: _with_components(item) for name, item in schema.items()}
-    described = {name: schema[name] for name in ("description",) if name in schema}
+    described = {"description": schema["description"]} if "description" in schema else {}
     component = reference(schema[COMPONENT])
     if "anyOf" in schema:
         return {"anyOf": [component, {"type": "null"}], **described}
