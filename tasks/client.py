@@ -239,7 +239,14 @@ class Client:
         where = f"{record.stage} waits in {record.pending_queue} for a free worker"
         if record.in_tenant_queue:
             where = f"{record.stage} waits in the queue of tenant {record.tenant}"
-        return f"{where}{_position_text(position)}"
+        return ", ".join([where, *_position_texts(position)])
+
+    def waiting_text(self, record: JobRecord) -> str:
+        """Return what a job waits for, shorter than ``waiting_reason``; empty if it runs."""
+        position = self.positions.of(record)
+        if position is None or position.jobs_before is None:
+            return self.waiting_reason(record, position) or ""
+        return ", ".join([record.pending_queue or "", *_position_texts(position)])
 
     def _recording(
         self, actor: str, action: Action, job_id: str, **details: Detail
@@ -254,20 +261,18 @@ class Client:
             raise NoWorkerError(reason)
 
 
-def _position_text(position: Position | None) -> str:
-    """Return where a job stands in words, to follow what it waits for."""
-    if position is None:
-        return ""
+def _position_texts(position: Position | None) -> list[str]:
+    """Return where a job stands in words."""
     parts = []
-    if position.jobs_before is not None:
+    if position is not None and position.jobs_before is not None:
         count = position.jobs_before
         parts.append("next" if not count else f"{count} job{'s' if count > 1 else ''} before it")
-    if position.starts_at is not None:
+    if position is not None and position.starts_at is not None:
         left_s = (position.starts_at - datetime.now(UTC)).total_seconds()
         parts.append(f"starts in {_about(left_s)}")
-    elif position.unknown is not None:
+    elif position is not None and position.unknown is not None:
         parts.append(f"start unknown: {position.unknown}")
-    return "".join(f", {part}" for part in parts)
+    return parts
 
 
 def _about(seconds: float) -> str:

@@ -53,7 +53,8 @@ def _check_labels(labels: dict[str, str]) -> dict[str, str]:
 
 def _check_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
     """Refuse metadata that is too large or too deep to return with every view of the job."""
-    size = len(json.dumps(metadata, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    text = json.dumps(metadata, ensure_ascii=False, allow_nan=False)
+    size = len(text.encode("utf-8", "surrogatepass"))
     if size > _MAX_METADATA_BYTES:
         raise ValueError(f"has {size:,} bytes as JSON; the maximum is {_MAX_METADATA_BYTES:,}")
     level: list[Any] = [metadata]

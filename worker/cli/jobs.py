@@ -131,15 +131,14 @@ def list_jobs(
     )
     client = client_of(settings)
     records = client.state.get_all(find_jobs(client.state, wanted, limit).ids)
-    waits = {record.id: client.waiting_reason(record) for record in records}
     if json:
+        for_json = [record.model_dump(mode="json") for record in records]
+        reasons = map(client.waiting_reason, records)
         print_json(
-            [
-                {**record.model_dump(mode="json"), "waiting_reason": waits[record.id]}
-                for record in records
-            ]
+            [{**it, "waiting_reason": reason} for it, reason in zip(for_json, reasons, strict=True)]
         )
     else:
+        waits = {record.id: client.waiting_text(record) for record in records}
         stdout.print(job_table(records, waits))
 
 

@@ -172,23 +172,20 @@ def tenant_table(rows: list[dict[str, Any]]) -> "Table":
     """Show one tenant per row."""
     from rich.table import Table
 
-    table = Table("tenant", "weight", "limit", "in flight", "waiting", "GPU hours", "cost", "jobs")
-    table.add_column("quotas")
+    headings = ("tenant", "share", "in flight", "waiting", "GPU hours", "cost", "jobs", "failed")
+    table = Table(*headings, "quotas")
     for row in rows:
-        usage, waiting = row["usage"], row["waiting"]
-        seconds = usage["gpu_seconds"]
-        hours = ", ".join(f"{name} {value / 3600:.2f}" for name, value in seconds.items())
-        cost = f"{usage['cost']:.2f} {usage['currency'] or ''}".strip() if usage["cost"] else ""
-        ended = f"{usage['succeeded']} succeeded, {usage['failed']} failed"
+        usage, waiting, limit = row["usage"], row["waiting"], row["limit"]
+        hours = sum(usage["gpu_seconds"].values()) / 3600
         table.add_row(
             row["tenant"],
-            f"{row['weight']:g}",
-            str(row["limit"] or ""),
+            f"{row['weight']:g}" + (f", at most {limit}" if limit else ""),
             str(row["in_flight"]),
             ", ".join(f"{count} for {queue}" for queue, count in waiting.items()),
-            hours,
-            cost,
-            f"{usage['submitted']} submitted, {ended}",
+            f"{hours:.2f}",
+            f"{usage['cost']:.2f} {usage['currency'] or ''}".strip() if usage["cost"] else "",
+            str(usage["submitted"]),
+            str(usage["failed"]),
             _quota_text(row["quotas"]),
         )
     return table

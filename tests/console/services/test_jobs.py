@@ -6,7 +6,7 @@ import pytest
 from redis import Redis
 
 from tasks.events import Progress
-from tasks.state.keys import TENANT_JOBS_PREFIX
+from tasks.state.keys import FLEET, TENANT_JOBS_PREFIX
 from tests.console.conftest import Console, job
 
 
@@ -152,3 +152,69 @@ def test_a_job_shows_the_latest_progress(console: Console) -> None:
             progress = Progress(stage="prepare", done=done, total=4, unit="files", per_second=2.0)
             console.state.write(job_id, token, [progress])
             assert client.get(f"/jobs/{job_id}").json()["progress"]["done"] == done
+
+
+def test_jobs_are_found_by_label_and_queue(acme: httpx2.Client, zoo: httpx2.Client) -> None:
+    labels, metadata = {"customer": "17"}, {"order": {"number": 5}}
+    mine = submitted(acme, job(labels=labels, metadata=metadata))
+    assert (mine["labels"], mine["metadata"]) == (labels, metadata)
+    submitted(acme, job(labels={"customer": "18"}))
+    submitted(zoo, job(labels=labels))
+
+    def found(**query: Any) -> list[str]:
+        answer = acme.get("/jobs", params=query)
+        assert answer.status_code == 200, answer.text
+        return [it["id"] for it in answer.json()["jobs"]]
+
+    assert found(label="customer=17") == [mine["id"]]
+    assert len(found(label="customer")) == len(found(queue="gpu.40gb")) == 2
+    assert found(label=["customer=17", "team"]) == []
+    assert found(created_before="2026-01-01T00:00:00Z") == found(type="SDXL_LORA") == []
+    assert acme.get("/jobs", params={"label": "=x"}).status_code == 400
+    assert acme.get("/jobs", params={"created_after": "yesterday"}).status_code == 422
+
+
+def test_a_tenant_orders_its_own_waiting_jobs_only(
+    console: Console, acme: httpx2.Client, zoo: httpx2.Client
+) -> None:
+    console.redis.delete(FLEET)  # no queue has room: every job waits
+    first, last = submitted(acme, job()), submitted(acme, job())
+    change = f"/jobs/{last['id']}:prioritize"
+    answer = acme.post(change, json={"priority": 9})
+    assert answer.status_code == 200, answer.text
+    assert (answer.json()["priority"], answer.json()["position"]) == (9, 1)
+    answer = acme.post(f"/jobs/{first['id']}:prioritize", json={"front": True})
+    assert answer.json()["position"] == 1
+    assert answer.json()["moved_to_front_at"] is not None
+    assert acme.get(f"/jobs/{last['id']}").json()["position"] == 2
+    assert zoo.post(change, json={"priority": 1}).status_code == 404
+    for wrong in ({}, {"priority": 10}, {"priority": 1, "front": True}, {"front": "x"}):
+        assert acme.post(change, json=wrong).status_code == 422
+    acme.post(f"/jobs/{last['id']}:cancel")
+    answer = acme.post(change, json={"priority": 1})
+    assert (answer.status_code, answer.json()["code"]) == (409, "invalid_state")
+
+
+def test_usage_and_quotas_are_a_tenants_own(
+    console: Console, acme: httpx2.Client, zoo: httpx2.Client, operator: httpx2.Client
+) -> None:
+    console.redis.delete(FLEET)
+    submitted(acme, job())
+    quotas = console.services.jobs._client.quotas
+    quotas.change("acme", {"max_waiting": 1})
+    answer = acme.post("/jobs", json=job())
+    assert (answer.status_code, answer.json()["code"]) == (429, "quota_exceeded")
+    assert answer.json()["retryable"]
+    assert int(answer.headers["Retry-After"]) >= 1
+    assert zoo.post("/jobs", json=job()).status_code == 201
+
+    [own] = acme.get("/usage").json()["tenants"]
+    assert (own["usage"]["tenant"], own["usage"]["submitted"]) == ("acme", 1)
+    assert own["quotas"]["max_waiting"] == 1
+    assert acme.get("/usage", params={"tenant": "zoo"}).status_code == 403
+    everyone = operator.get("/usage").json()["tenants"]
+    assert {it["usage"]["tenant"] for it in everyone} == {"acme", "zoo"}
+    [one] = operator.get("/usage", params={"tenant": "zoo"}).json()["tenants"]
+    assert one["quotas"] is None
+    assert operator.get("/usage", params={"month": "2026-13"}).status_code == 422
+    assert operator.get("/usage", params={"month": "2025-01"}).json()["tenants"] == []

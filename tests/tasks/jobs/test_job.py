@@ -413,3 +413,52 @@ def test_a_dataset_on_the_hub_has_an_id(name: str) -> None:
     dataset = {"type": "HF_HUB_IMAGE_CAPTION_DATASET", "dataset_name": name}
     found = reported(SDXL | {"data_loader": {**SDXL["data_loader"], "dataset": dataset}})
     assert "is not a Hub id" in found["training.data_loader.dataset.dataset_name"]
+
+
+def test_labels_and_metadata_are_kept() -> None:
+    labels = {"customer": "17", "team/name": "a.b-c_d", "empty": ""}
+    metadata = {"order": [1, 2.5, None, {"any": True}], "name": "wörld"}
+    job = parse_job({**GOOD, "labels": labels, "metadata": metadata})
+    assert TrainingJob.model_validate_json(job.model_dump_json()) == job
+    assert (job.labels, job.metadata) == (labels, metadata)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"": "x"},
+        {"-a": "x"},
+        {"a b": "x"},
+        {"a": "x/y"},
+        {"a": "x\n"},
+        {"a": "ü"},
+        {"a" * 64: "x"},
+        {"a": "x" * 64},
+        {"a": 17},
+        {str(number): "" for number in range(33)},
+    ],
+)
+def test_labels_beyond_the_rules_are_refused(labels: Any) -> None:
+    with pytest.raises(InvalidJobError) as caught:
+        parse_job({**GOOD, "labels": labels})
+    assert {problem.location.partition(".")[0] for problem in caught.value.problems} == {"labels"}
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [{"a": "x" * 4100}, nested(9), [1], {"a": float("nan")}],
+    ids=["big", "deep", "list", "nan"],
+)
+def test_metadata_beyond_its_bounds_is_refused(metadata: Any) -> None:
+    with pytest.raises(InvalidJobError) as caught:
+        parse_job({**GOOD, "metadata": metadata})
+    assert [problem.location for problem in caught.value.problems] == ["metadata"]
+
+
+def test_labels_change_no_other_part_of_a_job() -> None:
+    plain, labelled = (
+        parse_job(GOOD),
+        parse_job({**GOOD, "labels": {"a": "b"}, "metadata": {"x": 1}}),
+    )
+    assert plain.training == labelled.training
+    assert plain.route() == labelled.route()

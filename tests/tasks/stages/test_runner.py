@@ -873,3 +873,17 @@ def test_a_message_in_a_foreign_queue_is_rerouted(
     assert state.get(job_id).pending_queue == "gpu.40gb"
     assert state.get(job_id).retries == 0
     run_all(("train",), job_id, worker)
+
+
+def test_only_stages_that_use_the_gpu_cost_gpu_time(
+    state: JobStore, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    def run(stage: str, body: StageBody, *answers: Any) -> dict[str, float]:
+        worker = worker_with(state, store, tmp_path, ScriptedTrainer(*answers))
+        run_stage(stage, body, job_id, worker, Delivery("gpu.40gb", f"tag of {stage}"))
+        return state.get(job_id).gpu_use.seconds
+
+    worker = worker_with(state, store, tmp_path, ScriptedTrainer())
+    run_stage("prepare", leave(dataset=empty_dataset(store)), job_id, worker)
+    assert run("cache", cache) == {}
+    assert run("train", train, saved(store, 10), TRAINED)["40gb"] >= 0
