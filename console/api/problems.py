@@ -201,12 +201,16 @@ def _problem(details: Mapping[str, Any]) -> Problem:
     return Problem(location, str(details["msg"]), code=problem_code(details["type"]))
 
 
-async def _http_error(_request: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    status = error.status_code
+    status, message = error.status_code, str(error.detail)
+    if status == 404:
+        message = "the API has no such path"
+    elif status == 405:
+        message = f"this path has no method {request.method}"
     code = _HTTP_CODES.get(status, "bad_request")
     retryable = status == TooSlowError.status
-    return problem(status, code, str(error.detail), headers=error.headers, retryable=retryable)
+    return problem(status, code, message, headers=error.headers, retryable=retryable)
 
 
 async def _no_broker(_request: Request, error: Exception) -> Response:
