@@ -109,6 +109,7 @@ def test_a_dry_run_writes_nothing(state: JobStore, store: Store, job_id: str) ->
 def test_a_record_lives_from_the_end_of_its_job(state: JobStore, store: Store, job_id: str) -> None:
     key = archived_record_key(job_id)
     archived = json.loads(store.get(key))
+    assert not {"webhook", "delivery_tag", "gpu_start"} & archived["fields"].keys()
     archived["ended_at"] -= 1800
     store.put(key, json.dumps(archived).encode())
     state._redis.flushall()
