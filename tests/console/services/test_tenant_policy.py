@@ -57,6 +57,23 @@ def test_an_unmarked_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+def test_destinations_with_the_tenants_own_secrets_are_allowed() -> None:
+    hub = {"type": "HUB", "hub_model_id": "me/lamp", "hub_token": "mine"}
+    bucket = {"type": "BUCKET", "bucket_url": "s3://people/a", "bucket_credentials": "mine"}
+    job = parse_job({"training": flux(report_to="wandb"), "publish_to": [hub, bucket]})
+    assert TenantPolicy((), frozenset()).problems(job) == []
+
+
+def test_an_unmarked_text_of_a_destination_is_refused() -> None:
+    job = parse_job({"training": flux()})
+    object.__setattr__(job, "publish_to", (Unmarked(),))
+    found = TenantPolicy(("/etc",), frozenset()).problems(job)
+    assert [problem.location for problem in found] == [
+        "publish_to.0.folder",
+        "publish_to.0.parts",
+    ]
+
+
 @pytest.mark.parametrize(
     "place",
     ["upload:" + "0" * 32, "https://example.org/a.zip?sig=1", "https://192.0.2.1/a.zip"],
