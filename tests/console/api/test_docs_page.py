@@ -14,7 +14,14 @@ from console.api.docs_page import docs_page
 from console.api.openapi import api_document, operations
 from console.api.site import make_api
 from tests.console.conftest import Console
-from tests.integration.browsers import chromium, is_wider_than_its_screen, nameless, outline, visit
+from tests.integration.browsers import (
+    chromium,
+    is_wider_than_its_screen,
+    log_in,
+    nameless,
+    outline,
+    visit,
+)
 
 DOCUMENT: dict[str, Any] = api_document(make_api(None))
 PAGE = docs_page(DOCUMENT)
@@ -76,3 +83,8 @@ def test_a_browser_shows_it_on_any_screen(console: Console) -> None:
                 page.get_by_role("link", name="Submit job", exact=True).click()
                 assert page.url.endswith("#submitJob")
                 check_page(page)
+        with visit(browser, console.url) as page:
+            log_in(page, console.keys["acme"])
+            page.get_by_role("link", name="API", exact=True).click()
+            page.get_by_role("heading", level=1, name="Fine-tune").wait_for()
+            assert page.url == f"{console.url}/v1/docs"
