@@ -43,7 +43,7 @@ file <code>console-key</code> in <code>TRAINING_HOME</code> holds one.</p>
 </html>
 """
 _WRONG = (
-    '<p class="error" id="error" role="alert">This key is unknown, revoked or expired. '
+    '<p class="error" id="error" role="alert">This key is unknown or revoked, or has expired. '
     "Check that you pasted all of it.</p>\n"
 )
 
