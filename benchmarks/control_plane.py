@@ -184,7 +184,7 @@ def job(tenant: str = "default") -> dict[str, Any]:
 
 def _beside_bare_celery(chains: int, rounds: int) -> Iterator[str]:
     with ExitStack() as stack:
-        sides = [stack.enter_context(_side(kind)) for kind in _SIDES]
+        sides = [stack.enter_context(running_side(kind))[0] for kind in _SIDES]
         for side in sides:
             side.burst(10)  # warms up
         bursts = [_in_turns(sides, lambda side: side.burst(chains), n) for n in range(rounds)]
@@ -229,8 +229,8 @@ def _in_turns(sides: list[Side], measure: Callable[[Side], T], number: int) -> l
 
 
 @contextmanager
-def _side(kind: str) -> Iterator[Side]:
-    """Run a broker, a worker of the CPU queue and one of a 40 GB GPU."""
+def running_side(kind: str) -> Iterator[tuple[Side, str]]:
+    """Run a broker, a worker of the CPU queue and one of a 40 GB GPU; yield its URL too."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{kind}-")))
         broker = stack.enter_context(EmbeddedBroker(folder))
@@ -251,7 +251,7 @@ def _side(kind: str) -> Iterator[Side]:
             detail=lambda: "".join(path.read_text() for path in folder.glob("*.log")),
         )
         submit = _own(broker.url) if kind == _OWN else _bare(broker.url)
-        yield Side(submit, connect(broker.url), workers)
+        yield Side(submit, connect(broker.url), workers), broker.url
 
 
 def _own(url: str) -> Callable[[int], list[str]]:
