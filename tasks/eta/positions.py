@@ -193,11 +193,7 @@ class Positions:
             waiting=self._with_durations(ids, history, now),
             in_flight=Counter(owners.values()),
             shares=self._queues.shares(),
-            held={
-                tenant
-                for tenant in {name for tenants in ids.values() for name in tenants}
-                if self._quotas.used_up(tenant) is not None
-            },
+            held=self._quotas.held({name for tenants in ids.values() for name in tenants}),
         )
 
     def _waiting_ids(self) -> dict[str, dict[str, list[str]]]:
