@@ -193,7 +193,7 @@ class Positions:
             waiting=self._with_durations(ids, history, now),
             in_flight=Counter(owners.values()),
             shares=self._queues.shares(),
-            held=self._quotas.held({name for tenants in ids.values() for name in tenants}),
+            held=self._quotas.held_tenants(),
         )
 
     def _waiting_ids(self) -> dict[str, dict[str, list[str]]]:

@@ -5,7 +5,6 @@ They are kept in the broker, where a change counts at once, and scripts go by th
 dispatched or runs is never stopped by a quota.
 """
 
-from collections.abc import Collection
 from typing import cast
 
 from redis import Redis
@@ -116,13 +115,6 @@ class Quotas:
             for used in self._usage.all(self._usage.this_month())
             if (quotas.get(used.tenant) or quotas.get("*") or Quota()).used_up_by(used)
         }
-
-    def held(self, tenants: Collection[str]) -> set[str]:
-        """Return those of the tenants that have used up a monthly quota."""
-        # Most fleets have no quotas, and may have hundreds of tenants.
-        quotas = self.all() if tenants else {}
-        limited = tenants if "*" in quotas else quotas.keys() & set(tenants)
-        return {tenant for tenant in limited if self.used_up(tenant) is not None}
 
     def refusal(self, tenant: str, name: str) -> QuotaExceededError:
         """Return the error of a job that a quota refuses.
