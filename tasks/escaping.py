@@ -51,12 +51,15 @@ def safe_message(text: str) -> str:
     Its further lines are indented. Of a long message, the beginning and the end stay: what went
     wrong, and a trainer's last words.
     """
-    first, *rest = map(escaped, _without_middle(text, MAX_MESSAGE_BYTES).split("\n"))
-    lines = [line if line.startswith("  ") else f"  {line}" for line in rest]
-    message = "\n".join([first, *lines])
-    while len(json.dumps(message)) > MAX_MESSAGE_BYTES:
-        message = _without_middle(message, len(message) * 3 // 4)
+    limit = MAX_MESSAGE_BYTES
+    while len(json.dumps(message := _in_lines(_without_middle(text, limit)))) > MAX_MESSAGE_BYTES:
+        limit = limit * 3 // 4
     return message
+
+
+def _in_lines(text: str) -> str:
+    first, *rest = map(escaped, text.split("\n"))
+    return "\n".join([first, *(it if it.startswith("  ") else f"  {it}" for it in rest)])
 
 
 def _without_middle(text: str, limit: int) -> str:

@@ -97,6 +97,12 @@ def test_a_message_is_short_and_controls_nothing(text: str) -> None:
     assert error.for_wire().message == error.message
 
 
+def test_a_message_that_is_cut_at_a_line_end_stays_as_it_is() -> None:
+    for length in range(600, 640):
+        message = JobError("\n\U0002ebe1\x1f" * length).message
+        assert JobError(message).message == message
+
+
 def test_a_long_message_keeps_its_beginning_and_its_end() -> None:
     message = JobError("the trainer failed\n" + "progress\n" * 10_000 + "out of memory").message
     assert message.startswith("the trainer failed\n  progress")
