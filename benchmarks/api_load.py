@@ -26,7 +26,7 @@ import uvicorn
 from fastapi import FastAPI, Response
 
 from benchmarks.results import parser_of, report_result
-from tasks.api_keys import ApiKeys
+from tasks.access.api_keys import ApiKeys
 from tasks.events import Progress
 from tasks.settings.settings import Settings
 from tasks.stages.submit import submit

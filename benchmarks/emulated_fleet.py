@@ -29,7 +29,7 @@ from tasks.stages.stage_context import StageContext, StageResult
 from tasks.stages.worker_context import WorkerContext
 from tasks.state.connection import connect
 from tasks.state.job_store import JobStore
-from tasks.state.tenant_queues import TenantQueues
+from tasks.state.tenants.tenant_queues import TenantQueues
 from tasks.state.workers import WorkerHeartbeat, WorkerInfo
 from tasks.store import Store
 from worker.context import FleetServices

@@ -21,7 +21,7 @@ from tasks.contract import STAGES, SUBMIT, SUBMIT_QUEUE
 from tasks.stages.submit import submit
 from tasks.state.job_store import JobStore
 from tasks.state.record import JobRecord
-from tasks.state.tenant_queues import TenantQueues
+from tasks.state.tenants.tenant_queues import TenantQueues
 from tests.waiting import wait_until
 
 _TTL = timedelta(hours=1)

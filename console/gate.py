@@ -32,7 +32,7 @@ from console.security_headers import API
 from console.services.services import Services
 from console.services.shares import Share
 from console.services.threads import current_account, in_thread
-from tasks.api_keys import Caller
+from tasks.access.api_keys import Caller
 
 MAX_BODY_BYTES = 2**20
 """Maximum body of a request, other than of uploads: a job with long lists has some kilobytes."""

@@ -14,7 +14,7 @@ from starlette.responses import RedirectResponse
 from console.services.rate_limiter import WrongKeys
 from console.services.shared_values import SharedValues, available
 from console.services.threads import in_thread
-from tasks.api_keys import ApiKeys, Caller, digest_of
+from tasks.access.api_keys import ApiKeys, Caller, digest_of
 
 COOKIE = "training_session"
 SESSIONS = "training:session:"

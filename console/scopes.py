@@ -1,7 +1,7 @@
 """Scopes: one check of what a key may do, for the routes of the API and for pages."""
 
 from console.errors import ForbiddenError
-from tasks.api_keys import Caller, Scope
+from tasks.access.api_keys import Caller, Scope
 
 
 def check_scope(caller: Caller, scope: Scope) -> Caller:

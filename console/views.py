@@ -10,11 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.events import Event
 from tasks.jobs.job import TrainingJob
-from tasks.state.quotas import Quota
 from tasks.state.record import GpuUse, JobStatus
-from tasks.state.usage import Usage
+from tasks.state.tenants.quotas import Quota
+from tasks.state.tenants.usage import Usage
+from tasks.state.tenants.webhook_secrets import WebhookSecret
 from tasks.state.webhook_deliveries import Delivery
-from tasks.state.webhook_secrets import WebhookSecret
 
 COMPONENT = "x-component"
 """Keyword of a plain mapping's schema: the schema of the API's description that describes it."""

@@ -24,12 +24,12 @@ from tasks.state.connection import check_server, connect
 from tasks.state.control import JobControl
 from tasks.state.ended_jobs import EndedJobs
 from tasks.state.job_store import DispatchOutcome, JobStore
-from tasks.state.quotas import Quotas
 from tasks.state.record import JobRecord, JobStatus, JobSummary
-from tasks.state.tenant_queues import TenantQueues
-from tasks.state.usage import UsageStore
+from tasks.state.tenants.quotas import Quotas
+from tasks.state.tenants.tenant_queues import TenantQueues
+from tasks.state.tenants.usage import UsageStore
+from tasks.state.tenants.webhook_secrets import WebhookSecret, WebhookSecrets
 from tasks.state.webhook_deliveries import WebhookDeliveries
-from tasks.state.webhook_secrets import WebhookSecret, WebhookSecrets
 from tasks.state.workers import WorkerInfo, live_workers, newest_versions, why_unserved
 from tasks.tracing.spans import record_job
 

@@ -9,12 +9,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_serializer
 
+from tasks.access.tenant_secrets import SecretError, TenantSecrets
 from tasks.errors import Problem
 from tasks.extras import is_installed, not_installed
 from tasks.jobs.field_metadata import public_options
 from tasks.jobs.job import TrainingJob
 from tasks.strict_model import StrictModel
-from tasks.tenant_secrets import SecretError, TenantSecrets
 from tasks.urls import redact_urls
 
 TrackerName = Literal["wandb", "mlflow"]

@@ -11,6 +11,7 @@ from redis import Redis
 
 from routing.classes import MemoryClass
 from routing.queues import Engine
+from tasks.access.tenant_secrets import TenantSecrets
 from tasks.cache.index import PackIndex
 from tasks.eta.history import RunHistoryStore, WorkDone
 from tasks.settings.settings import Settings
@@ -19,10 +20,9 @@ from tasks.state.connection import connect
 from tasks.state.job_store import JobStore
 from tasks.state.record import JobRecord, StageRecord
 from tasks.state.scripts import Candidates
-from tasks.state.tenant_queues import TenantQueues
+from tasks.state.tenants.tenant_queues import TenantQueues
 from tasks.state.workers import newest_versions, next_larger_class
 from tasks.store import Store
-from tasks.tenant_secrets import TenantSecrets
 from tasks.tracing.spans import start_tracing
 from tasks.tracking import TrackerRequest
 from worker.gpu.inventory import Gpu

@@ -8,7 +8,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityS
 from console.errors import UnauthorizedError
 from console.scopes import check_scope
 from console.services.services import Services
-from tasks.api_keys import Caller, Scope
+from tasks.access.api_keys import Caller, Scope
 
 _BEARER = HTTPBearer(
     scheme_name="key",

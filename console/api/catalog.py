@@ -13,7 +13,7 @@ from console.api.access import JobReader, ServicesDep
 from console.views import FleetView, PresetView, UsagePage
 from tasks.jobs.job import TrainingJob
 from tasks.jobs.options import TypeOptions, training_options
-from tasks.state.usage import MONTH
+from tasks.state.tenants.usage import MONTH
 
 router = APIRouter(tags=["catalog"])
 

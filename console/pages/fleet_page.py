@@ -10,7 +10,7 @@ from console.pages.formatting import count, span
 from console.pages.layout import Frame
 from console.services.services import Services
 from console.views import FleetView, QueueView, WorkerView
-from tasks.api_keys import Scope
+from tasks.access.api_keys import Scope
 from tasks.errors import JobError
 from tasks.settings.settings import Settings
 

@@ -12,7 +12,7 @@ from console.pages.formatting import STAGE_NAMES, TYPE_NAMES, ago, count, span
 from console.pages.layout import Frame
 from console.services.services import Services
 from console.views import JobPage, JobView
-from tasks.api_keys import Scope
+from tasks.access.api_keys import Scope
 from tasks.errors import JobError
 from tasks.state.job_search import JobFilter, parse_labels
 from tasks.state.record import JobStatus

@@ -15,7 +15,7 @@ from console.errors import ConsoleError, UnauthorizedError
 from console.pages.elements import Tag, button
 from console.scopes import check_scope
 from console.security_headers import API
-from tasks.api_keys import Caller, Scope
+from tasks.access.api_keys import Caller, Scope
 
 ASSETS = "/console-assets"
 """Path of the style sheet."""

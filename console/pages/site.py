@@ -24,7 +24,7 @@ from console.pages.login_page import add_login_page
 from console.services.services import Services
 from console.services.threads import in_thread
 from console.views import PresetView
-from tasks.api_keys import Scope
+from tasks.access.api_keys import Scope
 from tasks.errors import JobError
 
 _FAVICON = (

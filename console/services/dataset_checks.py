@@ -25,7 +25,7 @@ from console.errors import NotFoundError
 from console.services.shares import Share
 from console.services.threads import in_thread
 from console.views import DatasetView, ErrorView, ImageView
-from tasks.api_keys import write_private
+from tasks.access.api_keys import write_private
 from tasks.base_models.check import check_base_model
 from tasks.base_models.noise_schedule import noise_notes
 from tasks.data.contents import CaptionFiles, Contents

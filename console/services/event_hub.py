@@ -14,7 +14,7 @@ from console.services.jobs import Jobs
 from console.services.shares import Share
 from console.services.threads import in_thread
 from console.views import JobEvent
-from tasks.api_keys import Caller
+from tasks.access.api_keys import Caller
 from tasks.contract import record_key
 from tasks.errors import NoBrokerError
 from tasks.state.connection import connect_async

@@ -25,7 +25,7 @@ from console.errors import UnauthorizedError
 from console.services.job_files import JobFiles
 from console.services.shared_values import available
 from console.services.threads import in_thread
-from tasks.api_keys import ApiKeys, Caller, KeyEntry, Scope
+from tasks.access.api_keys import ApiKeys, Caller, KeyEntry, Scope
 from tasks.redis_script import Key, ScriptFolder
 from tasks.state.audit import Action, AuditLog
 

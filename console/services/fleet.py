@@ -16,7 +16,7 @@ from console.views import (
 )
 from routing.fair_share import OTHERS
 from routing.queues import ENGINE_QUEUES, STAGE_QUEUES
-from tasks.api_keys import Caller
+from tasks.access.api_keys import Caller
 from tasks.client import Client
 from tasks.jobs.job import TrainingJob, parse_job
 from tasks.jobs.presets import FAST_SUFFIX, merge_training, preset, preset_names

@@ -10,7 +10,7 @@ from console.errors import NotFoundError
 from console.services.jobs import Jobs
 from console.services.threads import in_thread
 from console.views import FilesView, FileView, SampleView
-from tasks.api_keys import Caller
+from tasks.access.api_keys import Caller
 from tasks.events import Artifact
 from tasks.state.record import JobRecord
 from tasks.store import Store

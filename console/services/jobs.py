@@ -12,7 +12,7 @@ from console.errors import BadRequestError, ForbiddenError
 from console.services.shares import AccountCache
 from console.services.threads import in_thread
 from console.views import ErrorView, JobPage, JobView, ProgressView, ResultView, StageView
-from tasks.api_keys import Caller
+from tasks.access.api_keys import Caller
 from tasks.client import Client
 from tasks.contract import STAGES
 from tasks.errors import UnknownJobError

@@ -23,10 +23,10 @@ from console.services.threads import in_thread
 from console.services.upload_store import UploadStore
 from console.services.uploads import Uploads
 from console.services.webhooks import JobWebhooks
-from tasks.api_keys import ApiKeys
+from tasks.access.api_keys import ApiKeys
+from tasks.access.key_changes import KeyChanges
 from tasks.client import Client
 from tasks.errors import JobError
-from tasks.key_changes import KeyChanges
 from tasks.settings.settings import Settings
 from tasks.state.connection import connect
 from tasks.store import Store

@@ -13,7 +13,7 @@ from console.services.tenant_policy import TenantPolicy
 from console.services.threads import in_thread
 from console.views import EstimateView, JobView, Preview, PriceView, RouteView
 from routing.classes import GpuPrices, MemoryClass
-from tasks.api_keys import Caller
+from tasks.access.api_keys import Caller
 from tasks.client import Client
 from tasks.data.read_policy import ReadPolicy
 from tasks.errors import InvalidJobError, Problem

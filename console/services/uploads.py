@@ -10,7 +10,7 @@ from console.services.dataset_checks import DatasetChecks
 from console.services.threads import in_thread
 from console.services.upload_store import Checksum, UploadStore
 from console.views import ImageView, UploadView
-from tasks.api_keys import Caller
+from tasks.access.api_keys import Caller
 from tasks.data.uploads import is_upload_id
 from tasks.errors import InvalidJobError, Problem
 from tasks.jobs.job import SafeName, TrainingJob

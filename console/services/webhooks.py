@@ -5,7 +5,7 @@ from console.services.jobs import Jobs
 from console.services.threads import in_thread
 from console.services.uploads import checked_tenant
 from console.views import DeliveriesView, NewWebhookSecretView, WebhookSecretsView
-from tasks.api_keys import Caller
+from tasks.access.api_keys import Caller
 from tasks.client import Client
 from tasks.errors import InvalidJobError, Problem
 

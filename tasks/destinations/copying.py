@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from tasks.access.tenant_secrets import SecretError, TenantSecrets
 from tasks.destinations.bucket import BucketCopier
 from tasks.destinations.hub import HubCopier
 from tasks.destinations.results import CheckStop, CopyError, Results
@@ -11,7 +12,6 @@ from tasks.errors import Problem
 from tasks.events import PublishedCopy
 from tasks.jobs.destinations import Destination, HubDestination
 from tasks.jobs.job import TrainingJob
-from tasks.tenant_secrets import SecretError, TenantSecrets
 
 
 class Copier(Protocol):

@@ -31,9 +31,9 @@ from tasks.eta.history import RunHistory, RunHistoryStore
 from tasks.events import Progress
 from tasks.state.job_reader import JobReader
 from tasks.state.keys import IN_FLIGHT, TENANT_QUEUES, tenant_queue_key, tenants_key
-from tasks.state.quotas import Quotas
 from tasks.state.record import JobRecord, JobStatus, JobSummary
-from tasks.state.tenant_queues import TenantQueues
+from tasks.state.tenants.quotas import Quotas
+from tasks.state.tenants.tenant_queues import TenantQueues
 from tasks.state.workers import WorkerInfo, live_workers
 
 # A simulation takes some 0.1 s, and many jobs are shown at a time.

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 from routing.classes import MemoryClass
 from routing.queues import Engine
+from tasks.access.tenant_secrets import TenantSecrets
 from tasks.cache.index import PackIndex
 from tasks.data.read_policy import ReadPolicy
 from tasks.eta.history import WorkDone
@@ -17,7 +18,6 @@ from tasks.state.job_store import JobStore
 from tasks.state.record import JobRecord, StageRecord
 from tasks.state.scripts import Candidates
 from tasks.store import Store
-from tasks.tenant_secrets import TenantSecrets
 from tasks.tracing.spans import Tracing
 from tasks.tracking import TrackerRequest
 

@@ -27,9 +27,9 @@ from tasks.state.keys import (
     tenant_since_key,
     tenants_key,
 )
-from tasks.state.quotas import Quotas
 from tasks.state.record import CACHE_QUEUE_FIELD, pending_queue
-from tasks.state.tenant_queues import shares_in
+from tasks.state.tenants.quotas import Quotas
+from tasks.state.tenants.tenant_queues import shares_in
 from tasks.state.workers import WorkerInfo, live_workers
 
 _FIELDS = ("status", "stage", "stage_state", "gpu_queue", "tenant", "updated_at")

@@ -35,7 +35,6 @@ from tasks.state import keys, scripts
 from tasks.state.artifacts import NO_ARTIFACTS, JobArtifacts
 from tasks.state.fencing_token import NO_TOKEN, FencingToken
 from tasks.state.job_reader import JobReader
-from tasks.state.quotas import Quotas
 from tasks.state.record import (
     VERSION,
     JobRecord,
@@ -47,7 +46,8 @@ from tasks.state.record import (
 )
 from tasks.state.scripts import Candidates
 from tasks.state.stage_message import StageMessage, send_waiting, stage_message, task_label
-from tasks.state.webhook_secrets import WebhookSecrets
+from tasks.state.tenants.quotas import Quotas
+from tasks.state.tenants.webhook_secrets import WebhookSecrets
 
 # Stops a stage that takes its worker down each time, for example because the host runs out of
 # memory; five leaves room for several restarts of workers. A checkpoint resets the count.

@@ -34,7 +34,7 @@ FLEET = "training:fleet"
 
 USAGE = "training:usage"
 """With ``:MONTH`` (``2026-11``, in UTC), a set: the tenants that used the fleet then. With
-``:MONTH:TENANT``, a hash: what the tenant used; see ``tasks/state/usage.py``."""
+``:MONTH:TENANT``, a hash: what the tenant used; see ``tasks/state/tenants/usage.py``."""
 QUOTAS = "training:quotas"
 """Hash: the quotas of each tenant, as JSON; ``*`` is every tenant without its own."""
 USAGE_TTL = timedelta(days=400)

@@ -3,7 +3,7 @@ from redis import Redis
 
 from console.errors import UnavailableError
 from console.login import SESSION_TTL_S, Sessions, safe_target
-from tasks.api_keys import ApiKeys, Caller, digest_of
+from tasks.access.api_keys import ApiKeys, Caller, digest_of
 from tasks.state.connection import connect
 from tests.console.conftest import Served
 

@@ -7,7 +7,7 @@ import httpx2
 import pytest
 
 from console.api.site import make_api
-from tasks.api_keys import Scope
+from tasks.access.api_keys import Scope
 from tests.console.conftest import Console, job
 
 OPEN = {("get", "/health"), ("options", "/uploads")}

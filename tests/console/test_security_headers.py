@@ -12,7 +12,7 @@ from console.gate import MAX_BODY_BYTES, refusal
 from console.login import COOKIE
 from console.security_headers import SecurityHeaders
 from console.services.services import open_services
-from tasks.api_keys import ApiKeys
+from tasks.access.api_keys import ApiKeys
 from tasks.settings.settings import Settings
 from tests.console.conftest import PNG, Console, Served, job, make_other_app
 from worker.local.embedded_broker import EmbeddedBroker

@@ -16,8 +16,8 @@ from redis import Redis
 from redis.exceptions import NoPermissionError
 
 from tasks.state.fleet_overview import read_overview
-from tasks.state.tenant_queues import TenantQueues
-from tasks.state.webhook_secrets import WebhookSecrets
+from tasks.state.tenants.tenant_queues import TenantQueues
+from tasks.state.tenants.webhook_secrets import WebhookSecrets
 from tests.deploy.manifests import processes
 from tests.deploy.servers import PATIENCE_S, Broker, Started
 from tests.waiting import wait_until

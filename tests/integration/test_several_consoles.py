@@ -16,7 +16,7 @@ import pytest
 from playwright.sync_api import expect
 from redis import Redis
 
-from tasks.api_keys import ApiKeys
+from tasks.access.api_keys import ApiKeys
 from tasks.state.connection import connect
 from tests.console.conftest import image, job
 from tests.integration.browsers import chromium, field, log_in

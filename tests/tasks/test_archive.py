@@ -19,7 +19,7 @@ from tasks.stages.worker_context import WorkerContext
 from tasks.state.ended_jobs import EndedJobs
 from tasks.state.job_store import JobStore
 from tasks.state.record import JobRecord, JobStatus
-from tasks.state.webhook_secrets import WebhookSecrets
+from tasks.state.tenants.webhook_secrets import WebhookSecrets
 from tasks.store import ARCHIVE, Store, archived_record_key
 from tests.tasks.stages.test_runner import (
     CACHES,

@@ -18,8 +18,8 @@ commands = typer.Typer(help="Manage the fleet's cache of encoder outputs.", no_a
 @command
 def list_packs(settings: "Settings", json: Json = False) -> None:
     """Show the cache by kind of entry: packs, size, last use."""
-    from worker.cli.fleet_tables import cache_document, cache_table
-    from worker.cli.output import print_json, stdout
+    from worker.cli.reports.fleet_tables import cache_document, cache_table
+    from worker.cli.reports.output import print_json, stdout
 
     index, _ = _open(settings)
     packs = index.packs()
@@ -120,7 +120,7 @@ def _bytes(text: str) -> int:
 def _show(values: dict[str, Any], *, json: bool) -> None:
     from pydantic import ByteSize
 
-    from worker.cli.output import print_json, stdout
+    from worker.cli.reports.output import print_json, stdout
 
     if json:
         print_json(values)

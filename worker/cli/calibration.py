@@ -16,7 +16,7 @@ from tasks.extras import require
 from tasks.jobs.calibration_shapes import described, shapes
 from tasks.process.file_modes import output_files
 from tasks.settings.settings import Settings
-from worker.cli.output import print_json, stdout
+from worker.cli.reports.output import print_json, stdout
 from worker.errors import NoGpuToMeasureError
 from worker.gpu.inventory import Gpu, choose_gpu, find_gpus
 from worker.gpu.nvml import driver_version

@@ -18,9 +18,9 @@ commands = typer.Typer()
 def route(settings: "Settings", job: JobFile, json: Json = False) -> None:
     """Show a job's GPU memory class and the expected durations."""
     from worker.cli.job_file import load_job
-    from worker.cli.job_report import JobEstimate
-    from worker.cli.job_tables import route_table
-    from worker.cli.output import print_json, stdout
+    from worker.cli.reports.job_report import JobEstimate
+    from worker.cli.reports.job_tables import route_table
+    from worker.cli.reports.output import print_json, stdout
 
     parsed = load_job(job)
     chosen, estimate = parsed.route(settings.constants), JobEstimate(settings, parsed)
@@ -36,8 +36,8 @@ def route(settings: "Settings", job: JobFile, json: Json = False) -> None:
 def durations(settings: "Settings", json: Json = False) -> None:
     """Show how long finished runs took, and how long jobs waited."""
     from worker.cli.client import client_of
-    from worker.cli.job_tables import duration_tables, durations_document
-    from worker.cli.output import print_json, stdout
+    from worker.cli.reports.job_tables import duration_tables, durations_document
+    from worker.cli.reports.output import print_json, stdout
 
     history = client_of(settings).run_history.read()
     if json:
@@ -120,7 +120,7 @@ def simulate(
     """Simulate how long jobs wait on a fleet, or size one for a wait."""
     from tasks.errors import UsageError
     from tasks.extras import require
-    from worker.cli.output import print_json, stdout
+    from worker.cli.reports.output import print_json, stdout
     from worker.simulation.report import Simulation
     from worker.simulation.sizing import Sizing, smallest_fleet
     from worker.simulation.workload import draw_workload, read_fleet, read_workload, write_workload

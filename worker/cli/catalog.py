@@ -29,8 +29,8 @@ def presets(
     from tasks.errors import UsageError
     from tasks.jobs.document import write_document
     from tasks.jobs.presets import UnknownPresetError, preset, preset_names
-    from worker.cli.output import print_json, stdout
     from worker.cli.reference import preset_table
+    from worker.cli.reports.output import print_json, stdout
 
     if name is None:
         if json:
@@ -66,8 +66,8 @@ def options(
     """List the options of a training type, or of all types."""
     from tasks.errors import UsageError
     from tasks.jobs.options import training_options
-    from worker.cli.output import print_json, stdout
     from worker.cli.reference import options_document, options_page, options_table
+    from worker.cli.reports.output import print_json, stdout
 
     known = training_options()
     if training_type is not None:
@@ -96,7 +96,7 @@ def contract(
     from tasks.errors import UsageError
     from tasks.process.file_modes import output_files
     from tasks.schemas.contract_files import contract_files
-    from worker.cli.output import stdout
+    from worker.cli.reports.output import stdout
 
     texts = contract_files() | _openapi_file()
     try:
@@ -115,7 +115,7 @@ def _openapi_file() -> dict[str, str]:
     import sys
 
     from tasks.extras import is_installed
-    from worker.cli.output import stderr
+    from worker.cli.reports.output import stderr
 
     if not is_installed("fastapi"):
         stderr.print("openapi.json needs the console: pip install 'training-worker[console]'")

@@ -116,7 +116,7 @@ def _report(error: "JobError", as_json: bool) -> int:
         Its exit code.
     """
     from tasks.errors import EXIT_CODES
-    from worker.cli.output import error_document, print_error, print_json
+    from worker.cli.reports.output import error_document, print_error, print_json
 
     if as_json:
         print_json({"error": error_document(error)})

@@ -30,8 +30,8 @@ def list_jobs(settings: "Settings", json: Json = False) -> None:
     With --json, each job has its history.
     """
     from worker.cli.client import client_of
-    from worker.cli.job_tables import dead_letter_table
-    from worker.cli.output import print_json, stdout
+    from worker.cli.reports.job_tables import dead_letter_table
+    from worker.cli.reports.output import print_json, stdout
 
     client = client_of(settings)
     records = client.control.dead_letters()
@@ -87,7 +87,7 @@ def _named_jobs(
 
 
 def _report(job_id: str, action: str, json: bool) -> None:
-    from worker.cli.output import print_json, stdout
+    from worker.cli.reports.output import print_json, stdout
 
     if json:
         print_json({"job_id": job_id, "action": action})

@@ -147,7 +147,7 @@ def drain(
     from tasks.errors import ErrorCode, JobError, UsageError
     from tasks.state.audit import command_line_actor
     from worker.cli.client import client_of
-    from worker.cli.output import print_json, stdout
+    from worker.cli.reports.output import print_json, stdout
 
     if all_workers == bool(workers):
         raise UsageError("name the workers to drain, or give --all")
@@ -184,8 +184,8 @@ def doctor(settings: "Settings", json: Json = False) -> int:
     """
     from dataclasses import asdict
 
-    from worker.cli.fleet_tables import findings_table
-    from worker.cli.output import print_json, stdout
+    from worker.cli.reports.fleet_tables import findings_table
+    from worker.cli.reports.output import print_json, stdout
     from worker.maintenance.doctor import check_all
 
     findings = check_all(settings)
@@ -208,8 +208,8 @@ def gpus(
 ) -> None:
     """List the GPUs of this machine, or of the fleet."""
     from worker.cli.client import client_of
-    from worker.cli.fleet_tables import gpu_document, gpu_table, worker_gpu_table
-    from worker.cli.output import print_json, stdout
+    from worker.cli.reports.fleet_tables import gpu_document, gpu_table, worker_gpu_table
+    from worker.cli.reports.output import print_json, stdout
     from worker.gpu.inventory import find_gpus
 
     if fleet:
@@ -236,8 +236,8 @@ def gpus(
 def engines(settings: "Settings", json: Json = False) -> None:
     """Show this machine's engines: versions, limits, patches."""
     from tasks.jobs.invoke import parse_patches
-    from worker.cli.fleet_tables import engine_document, engine_tables
-    from worker.cli.output import print_json, stdout
+    from worker.cli.reports.fleet_tables import engine_document, engine_tables
+    from worker.cli.reports.output import print_json, stdout
     from worker.supervision.engines import find_engines
 
     found, applied = find_engines(settings), parse_patches(settings.invoke_patches)

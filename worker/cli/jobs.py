@@ -33,10 +33,10 @@ def submit(
 ) -> int:
     """Submit a job; warn if no live worker serves its queue."""
     from worker.cli.client import client_of
-    from worker.cli.follow import follow_and_report
     from worker.cli.job_file import load_job
-    from worker.cli.job_report import show_dry_run
-    from worker.cli.output import print_json, print_warning, stdout
+    from worker.cli.reports.follow import follow_and_report
+    from worker.cli.reports.job_report import show_dry_run
+    from worker.cli.reports.output import print_json, print_warning, stdout
 
     parsed = load_job(job)
     if dry_run:
@@ -63,7 +63,7 @@ def submit(
 def watch(settings: "Settings", job: JobId, json: Json = False) -> None:
     """Follow a job to its end: stages, progress, loss, time left."""
     from worker.cli.client import client_of
-    from worker.cli.follow import follow_and_report
+    from worker.cli.reports.follow import follow_and_report
 
     follow_and_report(client_of(settings), job, json=json)
 
@@ -73,8 +73,8 @@ def watch(settings: "Settings", job: JobId, json: Json = False) -> None:
 def status(settings: "Settings", job: JobId, json: Json = False) -> None:
     """Show a job's stages, time left, and what it waits for."""
     from worker.cli.client import client_of
-    from worker.cli.job_report import JobStatusReport
-    from worker.cli.output import print_json
+    from worker.cli.reports.job_report import JobStatusReport
+    from worker.cli.reports.output import print_json
 
     report = JobStatusReport(client_of(settings), job)
     if json:
@@ -111,8 +111,8 @@ def list_jobs(
     from tasks.state.job_search import JobFilter, find_jobs, parse_labels
     from tasks.state.record import JobStatus
     from worker.cli.client import client_of
-    from worker.cli.job_tables import job_table
-    from worker.cli.output import print_json, stdout
+    from worker.cli.reports.job_tables import job_table
+    from worker.cli.reports.output import print_json, stdout
 
     if status is not None and status not in list(JobStatus):
         raise UsageError(f"--status: {status} is none of {', '.join(JobStatus)}")
@@ -179,7 +179,7 @@ def prioritize(
     from tasks.errors import UsageError
     from tasks.state.audit import command_line_actor
     from worker.cli.client import client_of
-    from worker.cli.output import print_json, stdout
+    from worker.cli.reports.output import print_json, stdout
 
     if (priority is None) != front:
         raise UsageError("give either a priority or --front")
@@ -241,7 +241,7 @@ def resume(settings: "Settings", job: JobId, json: Json = False) -> None:
 
 
 def _show_status(job_id: str, status: str, json: bool) -> None:
-    from worker.cli.output import print_json, stdout
+    from worker.cli.reports.output import print_json, stdout
 
     if json:
         print_json({"job_id": job_id, "status": status})

@@ -11,8 +11,8 @@ from worker.cli.command import Json, command
 if TYPE_CHECKING:
     from datetime import timedelta
 
-    from tasks.api_keys import Scope
-    from tasks.key_changes import KeyChanges
+    from tasks.access.api_keys import Scope
+    from tasks.access.key_changes import KeyChanges
     from tasks.settings.settings import Settings
 
 commands = typer.Typer(help="Manage API keys of the console and its API.", no_args_is_help=True)
@@ -50,10 +50,10 @@ def create(
     json: Json = False,
 ) -> None:
     """Create a key and print it once; only its digest is stored."""
+    from tasks.access.key_changes import KeyChanges
     from tasks.errors import UsageError
-    from tasks.key_changes import KeyChanges
     from tasks.state.audit import command_line_actor
-    from worker.cli.output import print_json, stdout
+    from worker.cli.reports.output import print_json, stdout
 
     if (tenant is None) != operator:
         raise UsageError("give either --tenant or --operator")
@@ -73,9 +73,9 @@ def create(
 @command
 def list_keys(settings: "Settings", json: Json = False) -> None:
     """List the keys, the oldest first."""
-    from tasks.api_keys import ApiKeys
-    from worker.cli.fleet_tables import key_table
-    from worker.cli.output import print_json, print_warning, stdout
+    from tasks.access.api_keys import ApiKeys
+    from worker.cli.reports.fleet_tables import key_table
+    from worker.cli.reports.output import print_json, print_warning, stdout
 
     entries = ApiKeys(settings.api_keys_file).entries()
     if json:
@@ -91,9 +91,9 @@ def list_keys(settings: "Settings", json: Json = False) -> None:
 @command
 def revoke(settings: "Settings", name: KeyName, json: Json = False) -> None:
     """Revoke a key; it stops working at once."""
-    from tasks.key_changes import KeyChanges
+    from tasks.access.key_changes import KeyChanges
     from tasks.state.audit import command_line_actor
-    from worker.cli.output import print_json, stdout
+    from worker.cli.reports.output import print_json, stdout
 
     changes = KeyChanges(settings.api_keys_file)
     changes.api_keys(command_line_actor()).revoke(name)
@@ -120,10 +120,10 @@ def audit(
     json: Json = False,
 ) -> None:
     """List who did what: the audit log, the newest entry first."""
-    from tasks.key_changes import KeyChanges
+    from tasks.access.key_changes import KeyChanges
     from worker.cli.client import client_of
-    from worker.cli.fleet_tables import audit_table
-    from worker.cli.output import print_json, stdout
+    from worker.cli.reports.fleet_tables import audit_table
+    from worker.cli.reports.output import print_json, stdout
 
     client = client_of(settings)
     KeyChanges(settings.api_keys_file).forward(client.audit)
@@ -158,7 +158,7 @@ def _scopes(names: list[str] | None) -> "list[Scope] | None":
     Raises:
         UsageError: A name is unknown.
     """
-    from tasks.api_keys import Scope
+    from tasks.access.api_keys import Scope
     from tasks.errors import UsageError
 
     known = [scope.value for scope in Scope]

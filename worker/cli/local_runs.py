@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from routing.classes import MemoryClass
-from tasks.api_keys import ensure_console_key
+from tasks.access.api_keys import ensure_console_key
+from tasks.access.key_changes import KeyChanges
 from tasks.errors import JobError
 from tasks.extras import is_installed, not_installed, require
 from tasks.jobs.document import write_document
-from tasks.key_changes import KeyChanges
 from tasks.process.logging_setup import set_up_logging
 from tasks.settings.settings import Settings
 from tasks.state.audit import command_line_actor
 from tasks.state.availability import check_writes
 from tasks.state.connection import connect
 from worker.cli.client import client_of
-from worker.cli.follow import follow
-from worker.cli.job_report import show_published
-from worker.cli.job_tables import stage_table
-from worker.cli.output import stdout
+from worker.cli.reports.follow import follow
+from worker.cli.reports.job_report import show_published
+from worker.cli.reports.job_tables import stage_table
+from worker.cli.reports.output import stdout
 from worker.cli.serve import metrics_address
 from worker.local.demo_images import draw_demo_images
 from worker.local.embedded_broker import broker_url

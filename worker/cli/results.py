@@ -24,7 +24,7 @@ def publish(settings: "Settings", job: JobId, json: Json = False) -> int:
     """
     from tasks.errors import EXIT_CODES, ErrorCode
     from worker.cli.client import client_of
-    from worker.cli.output import print_json, print_warning, stdout
+    from worker.cli.reports.output import print_json, print_warning, stdout
 
     copies = _copied(settings, client_of(settings), job)
     if json:
@@ -61,7 +61,7 @@ def recover(
     from tasks.errors import EXIT_CODES, ErrorCode
     from tasks.store import Store
     from worker.cli.client import client_of
-    from worker.cli.output import print_json, stdout
+    from worker.cli.reports.output import print_json, stdout
 
     client = client_of(settings)
     recovery = Recovery(
@@ -92,13 +92,13 @@ def _copied(settings: "Settings", client: "Client", job_id: str) -> "tuple[Publi
     from pathlib import Path
     from tempfile import TemporaryDirectory
 
+    from tasks.access.tenant_secrets import TenantSecrets
     from tasks.archive import archive_record
     from tasks.destinations.copying import Copiers
     from tasks.destinations.results import Results
     from tasks.errors import InvalidStateError
     from tasks.events import Artifact
     from tasks.store import Store
-    from tasks.tenant_secrets import TenantSecrets
 
     record = client.state.get(job_id)
     key = record.artifacts.manifest

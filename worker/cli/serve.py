@@ -18,7 +18,7 @@ def flower(settings: "Settings") -> None:
     """Run Flower, which shows workers, queues and tasks."""
     from tasks.extras import require
     from tasks.process.logging_setup import set_up_logging
-    from worker.cli.output import stdout
+    from worker.cli.reports.output import stdout
     from worker.local.embedded_broker import broker_url
     from worker.local.flower import flower_address, run_flower
     from worker.local.ports import check_ports
@@ -68,8 +68,8 @@ def metrics(
     from tasks.extras import require
     from tasks.process.logging_setup import set_up_logging
     from tasks.state.connection import connect
-    from worker.cli.output import stdout
     from worker.cli.reference import metrics_page
+    from worker.cli.reports.output import stdout
     from worker.local.embedded_broker import broker_url
 
     if markdown:

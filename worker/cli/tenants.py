@@ -61,9 +61,9 @@ def tenants(
 @command
 def _list(settings: "Settings", month: str | None, json: bool) -> None:
     from tasks.errors import UsageError
-    from tasks.state.usage import MONTH
+    from tasks.state.tenants.usage import MONTH
     from worker.cli.client import client_of
-    from worker.cli.output import print_json, stdout
+    from worker.cli.reports.output import print_json, stdout
 
     if month is not None and not MONTH.fullmatch(month):
         raise UsageError(f"--month: {month} is not a month such as 2026-11")
@@ -143,7 +143,7 @@ def remove_quotas(settings: "Settings", tenant: Tenant, json: Json = False) -> N
 def tenant_rows(client: "Client", month: str) -> list[dict[str, Any]]:
     """Return every tenant that has a share, jobs, quotas or usage in a month, by name."""
     from routing.fair_share import OTHERS, share_of
-    from tasks.state.usage import Usage
+    from tasks.state.tenants.usage import Usage
 
     queues, quotas = client.tenant_queues, client.quotas.all()
     shares, in_flight, waiting = queues.shares(), queues.in_flight(), queues.waiting()
@@ -200,7 +200,7 @@ def _quota_text(quota: dict[str, Any] | None) -> str:
 
 
 def _show_quota(client: "Client", tenant: str, json: bool) -> None:
-    from worker.cli.output import print_json, stdout
+    from worker.cli.reports.output import print_json, stdout
 
     quota = client.quotas.of(tenant).model_dump(mode="json")
     if json:

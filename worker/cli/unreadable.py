@@ -25,8 +25,8 @@ def list_messages(settings: "Settings", json: Json = False) -> None:
     """
     from dataclasses import asdict
 
-    from worker.cli.fleet_tables import unreadable_table
-    from worker.cli.output import print_json, stdout
+    from worker.cli.reports.fleet_tables import unreadable_table
+    from worker.cli.reports.output import print_json, stdout
 
     messages = list(_messages(settings))
     if json:
@@ -39,7 +39,7 @@ def list_messages(settings: "Settings", json: Json = False) -> None:
 @command
 def discard(settings: "Settings", json: Json = False) -> None:
     """Delete all of them."""
-    from worker.cli.output import print_json, stdout
+    from worker.cli.reports.output import print_json, stdout
 
     count = _messages(settings).discard()
     if json:

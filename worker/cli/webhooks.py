@@ -23,8 +23,8 @@ Tenant = Annotated[str, typer.Option(help="The owner of the jobs.")]
 def list_deliveries(settings: "Settings", job: JobId, json: Json = False) -> None:
     """List the deliveries of a job's webhook, the newest first."""
     from worker.cli.client import client_of
-    from worker.cli.job_tables import delivery_table
-    from worker.cli.output import print_json, stdout
+    from worker.cli.reports.job_tables import delivery_table
+    from worker.cli.reports.output import print_json, stdout
 
     client = client_of(settings)
     client.state.get(job)
@@ -49,7 +49,7 @@ def redeliver(
     """Deliver a job's webhook again, now and with all retries, under the same webhook-id."""
     from tasks.state.audit import command_line_actor
     from worker.cli.client import client_of
-    from worker.cli.output import print_json, stdout
+    from worker.cli.reports.output import print_json, stdout
 
     sent = client_of(settings).redeliver(job, sequence, command_line_actor())
     if json:
@@ -65,7 +65,7 @@ def create(settings: "Settings", tenant: Tenant, json: Json = False) -> None:
     from tasks.state.audit import command_line_actor
     from worker.cli.client import client_of
     from worker.cli.command import checked_tenant
-    from worker.cli.output import print_json, stdout
+    from worker.cli.reports.output import print_json, stdout
 
     client, tenant = client_of(settings), checked_tenant(tenant)
     entry, secret = client.create_webhook_secret(tenant, command_line_actor())
@@ -80,8 +80,8 @@ def create(settings: "Settings", tenant: Tenant, json: Json = False) -> None:
 def list_secrets(settings: "Settings", tenant: Tenant, json: Json = False) -> None:
     """List a tenant's secrets, without the secrets themselves, the oldest first."""
     from worker.cli.client import client_of
-    from worker.cli.job_tables import webhook_secret_table
-    from worker.cli.output import print_json, stdout
+    from worker.cli.reports.job_tables import webhook_secret_table
+    from worker.cli.reports.output import print_json, stdout
 
     entries = client_of(settings).webhook_secrets.entries(tenant)
     if json:
@@ -101,7 +101,7 @@ def revoke(
     """Revoke a secret. Without any, deliveries wait until there is one, for three days at most."""
     from tasks.state.audit import command_line_actor
     from worker.cli.client import client_of
-    from worker.cli.output import print_json, stdout
+    from worker.cli.reports.output import print_json, stdout
 
     client_of(settings).revoke_webhook_secret(tenant, secret, command_line_actor())
     if json:

@@ -29,7 +29,7 @@ from tasks.state.availability import RefusedError, check_writes
 from tasks.state.broker_url import BrokerUrl
 from tasks.state.connection import check_server, connect, connect_sentinels
 from tasks.state.control import JobControl
-from tasks.state.tenant_queues import TenantQueues
+from tasks.state.tenants.tenant_queues import TenantQueues
 from tasks.state.workers import live_workers
 from tasks.store import Store
 from worker.gpu.host_memory import host_memory_bytes, memory_shortage

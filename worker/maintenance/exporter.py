@@ -36,7 +36,7 @@ from tasks.metrics import METRICS, OTHER_TENANTS, class_label
 from tasks.process.signals import drain_on_hangup
 from tasks.state.counters import Counters
 from tasks.state.fleet_snapshot import FleetSnapshot, Place, read_fleet
-from tasks.state.usage import UsageStore
+from tasks.state.tenants.usage import UsageStore
 from tasks.state.workers import WorkerInfo
 from tasks.store import pack_prefix
 

@@ -13,8 +13,8 @@ from tasks.state.control import JobControl
 from tasks.state.counters import Counters
 from tasks.state.job_store import JobStore
 from tasks.state.keys import AUDIT_LEASE, MAINTENANCE_LEASE, REDELIVERY_LEASE, WEBHOOKS_LEASE
-from tasks.state.quotas import Quotas
-from tasks.state.tenant_queues import TenantQueues
+from tasks.state.tenants.quotas import Quotas
+from tasks.state.tenants.tenant_queues import TenantQueues
 from tasks.state.webhook_deliveries import WebhookDeliveries
 from tasks.state.workers import live_workers
 from tasks.store import Store

@@ -17,8 +17,8 @@ from tasks.clock import broker_time
 from tasks.contract import ENDED
 from tasks.schemas import documents
 from tasks.state.job_reader import JobReader
+from tasks.state.tenants.webhook_secrets import WebhookSecrets
 from tasks.state.webhook_deliveries import ClaimedDelivery, WebhookDeliveries
-from tasks.state.webhook_secrets import WebhookSecrets
 from worker.maintenance.webhook_sender import CLAIM_S, Answer, WebhookSender
 
 logger = logging.getLogger(__name__)

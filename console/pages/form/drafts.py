@@ -21,7 +21,7 @@ from console.services.shared_values import SharedValues, available
 from console.services.shares import AccountCache
 from console.services.threads import in_thread
 from console.views import DatasetView, ImageView, UploadView
-from tasks.api_keys import Caller, Scope
+from tasks.access.api_keys import Caller, Scope
 from tasks.data.uploads import upload_id_in
 from tasks.errors import InvalidJobError, JobError
 

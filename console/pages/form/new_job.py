@@ -16,7 +16,7 @@ from console.pages.formatting import TYPE_NAMES
 from console.pages.layout import Frame
 from console.services.services import Services
 from console.views import PresetView, Preview
-from tasks.api_keys import Scope
+from tasks.access.api_keys import Scope
 from tasks.errors import InvalidJobError, JobError, Problem
 
 _TYPE_NOTES = {

@@ -25,7 +25,7 @@ from console.services.services import Services
 from console.views import JobView
 from routing.classes import MemoryClass
 from routing.queues import gpu_queue
-from tasks.api_keys import Caller, Scope
+from tasks.access.api_keys import Caller, Scope
 from tasks.errors import JobError
 from tasks.state.record import JobStatus
 

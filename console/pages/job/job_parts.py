@@ -14,7 +14,7 @@ from console.pages.layout import Frame
 from console.security_headers import API
 from console.services.file_links import MAX_LIFE_S, FileLinks
 from console.views import FilesView, FileView, JobView, SampleView, StageView
-from tasks.api_keys import Scope
+from tasks.access.api_keys import Scope
 from tasks.errors import JobError
 from tasks.state.record import JobStatus
 

@@ -9,7 +9,7 @@ import httpx2
 import pytest
 
 from console.services.file_links import _SECRET_KEY
-from tasks.api_keys import Scope
+from tasks.access.api_keys import Scope
 from tests.console.conftest import Console, job
 
 NAME = "samples/a b.png"

@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 
 from console.errors import ForbiddenError
 from console.services.services import Services, open_services
-from tasks.api_keys import Caller
+from tasks.access.api_keys import Caller
 from tasks.errors import NoBrokerError, UnknownJobError
 from tests.console.conftest import PNG, Console, Served, job, zipped
 

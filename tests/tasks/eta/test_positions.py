@@ -14,10 +14,10 @@ from tasks.stages.submit import submit
 from tasks.state.artifacts import JobArtifacts
 from tasks.state.control import JobControl
 from tasks.state.job_store import JobStore
-from tasks.state.quotas import Quotas
 from tasks.state.record import StageRecord
 from tasks.state.stage_message import stage_message
-from tasks.state.tenant_queues import TenantQueues
+from tasks.state.tenants.quotas import Quotas
+from tasks.state.tenants.tenant_queues import TenantQueues
 from tasks.state.workers import WorkerHeartbeat, WorkerInfo
 from tests.tasks.eta.test_history import record_with, started
 

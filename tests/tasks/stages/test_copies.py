@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tasks.access.tenant_secrets import TenantSecrets
 from tasks.contract import record_key
 from tasks.errors import ErrorCode
 from tasks.events import Note
@@ -19,7 +20,6 @@ from tasks.stages.worker_context import Backoff, WorkerContext
 from tasks.state.job_store import JobStore
 from tasks.state.record import JobStatus
 from tasks.store import Store
-from tasks.tenant_secrets import TenantSecrets
 from tests.tasks.destinations.hub_server import TOKEN, HubServer, Repo, running_hub_server
 from tests.tasks.destinations.s3_server import S3Server, running_s3_server
 from tests.tasks.stages.test_runner import (

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tasks.access.tenant_secrets import TenantSecrets
 from tasks.errors import ErrorCode, TrainerError
 from tasks.events import Artifact, Note, Progress, ValidationImages
 from tasks.stages.cache import cache
@@ -18,7 +19,6 @@ from tasks.stages.train import train
 from tasks.stages.worker_context import Tracker, WorkerContext, WorkerServices
 from tasks.state.job_store import JobStore
 from tasks.store import Store
-from tasks.tenant_secrets import TenantSecrets
 from tasks.tracking import TrackerRequest
 from tests.tasks.stages.test_runner import (
     CACHES,

@@ -15,7 +15,7 @@ from tasks.state.control import JobControl
 from tasks.state.fencing_token import FencingToken
 from tasks.state.fleet_snapshot import read_fleet
 from tasks.state.job_store import JobStore
-from tasks.state.tenant_queues import TenantQueues
+from tasks.state.tenants.tenant_queues import TenantQueues
 from tests.waiting import wait_until
 
 TTL = timedelta(seconds=1)

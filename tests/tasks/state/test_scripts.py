@@ -30,10 +30,10 @@ from tasks.state.control import JobControl
 from tasks.state.ended_jobs import EndedJobs
 from tasks.state.fencing_token import FencingToken
 from tasks.state.job_store import JobStore
-from tasks.state.quotas import Quotas
 from tasks.state.record import VERSION, StageRecord, parse_summary
 from tasks.state.stage_message import StageMessage
-from tasks.state.tenant_queues import TenantQueues
+from tasks.state.tenants.quotas import Quotas
+from tasks.state.tenants.tenant_queues import TenantQueues
 from tasks.state.webhook_deliveries import WebhookDeliveries
 from worker.kombu_redis.redelivery import Redelivery
 from worker.kombu_redis.transport import Keys

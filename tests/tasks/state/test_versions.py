@@ -16,7 +16,7 @@ from tasks.state import keys
 from tasks.state.control import JobControl
 from tasks.state.job_store import DispatchOutcome, JobStore, StartOutcome
 from tasks.state.record import VERSION, JobStatus
-from tasks.state.tenant_queues import TenantQueues
+from tasks.state.tenants.tenant_queues import TenantQueues
 from tasks.state.workers import WorkerHeartbeat, WorkerInfo, live_workers, newest_versions
 
 HOUR = timedelta(hours=1)

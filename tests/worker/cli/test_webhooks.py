@@ -7,7 +7,7 @@ from redis import Redis
 
 from tasks.stages.submit import submit
 from tasks.state.job_store import JobStore
-from tasks.state.webhook_secrets import WebhookSecrets
+from tasks.state.tenants.webhook_secrets import WebhookSecrets
 from tests.worker.cli.conftest import Invoke
 
 URL = "https://hooks.example/training?token=hidden"

@@ -22,9 +22,9 @@ from tasks.state.control import JobControl
 from tasks.state.fleet_snapshot import Running, read_fleet
 from tasks.state.job_store import DispatchOutcome, JobStore
 from tasks.state.keys import USAGE
-from tasks.state.quotas import Quotas
-from tasks.state.tenant_queues import TenantQueues
-from tasks.state.usage import UsageStore
+from tasks.state.tenants.quotas import Quotas
+from tasks.state.tenants.tenant_queues import TenantQueues
+from tasks.state.tenants.usage import UsageStore
 from tasks.state.workers import GpuStats, WorkerHeartbeat, WorkerInfo
 from tasks.store import pack_key
 from worker.maintenance import exporter

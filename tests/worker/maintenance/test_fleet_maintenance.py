@@ -8,8 +8,8 @@ from tasks.settings.settings import Settings
 from tasks.stages.submit import submit
 from tasks.state.control import JobControl
 from tasks.state.job_store import JobStore
+from tasks.state.tenants.webhook_secrets import WebhookSecrets
 from tasks.state.webhook_deliveries import WebhookDeliveries
-from tasks.state.webhook_secrets import WebhookSecrets
 from tests.waiting import wait_until
 from worker.kombu_redis.transport import Keys
 from worker.maintenance.fleet_maintenance import FleetMaintenance

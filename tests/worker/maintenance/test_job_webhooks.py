@@ -22,8 +22,8 @@ from tasks.state.control import JobControl
 from tasks.state.fencing_token import FencingToken
 from tasks.state.job_store import JobStore
 from tasks.state.record import StageRecord
+from tasks.state.tenants.webhook_secrets import WebhookSecrets
 from tasks.state.webhook_deliveries import Delivery, WebhookDeliveries
-from tasks.state.webhook_secrets import WebhookSecrets
 from worker.maintenance.job_webhooks import JobWebhooks
 
 pytestmark = pytest.mark.skipif(

@@ -8,7 +8,7 @@ from console.errors import TooLargeError
 from console.pages.form.draft import Draft
 from console.pages.form.drafts import Drafts
 from console.pages.form.image_collection import NotAddedError
-from tasks.api_keys import Caller
+from tasks.access.api_keys import Caller
 
 ACME, ZOO, OTHER_KEY = Caller("a", "acme"), Caller("z", "zoo"), Caller("b", "acme")
 

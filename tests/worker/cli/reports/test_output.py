@@ -8,8 +8,8 @@ from rich.table import Table
 from tasks.events import Note, StageFinished
 from tests.tasks.test_escaping import CONTROLS
 from worker import __main__ as main
-from worker.cli.follow import _Display
-from worker.cli.output import print_error, print_json, print_warning, stderr, stdout
+from worker.cli.reports.follow import _Display
+from worker.cli.reports.output import print_error, print_json, print_warning, stderr, stdout
 
 ATTACK = "\x1b]0;title\x07\x1b[2J\n  17:00:00 cpu INFO forged\u202e"
 TEXTS = st.text() | st.text(alphabet=f"a [/]{CONTROLS}:") | st.just(ATTACK)

@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from pydantic import ValidationError
 
-from tasks.api_keys import ApiKeys, KeyEntry, Scope
+from tasks.access.api_keys import ApiKeys, KeyEntry, Scope
 from tasks.errors import ApiKeysError
 from tasks.state.audit import Action, AuditLog
 from tasks.strict_model import StrictModel

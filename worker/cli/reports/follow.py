@@ -22,9 +22,9 @@ from tasks.errors import ErrorCode, JobError
 from tasks.escaping import escaped
 from tasks.eta.history import p90
 from tasks.state.record import JobRecord, JobStatus
-from worker.cli.job_report import show_published
-from worker.cli.job_tables import stage_table
-from worker.cli.output import duration_text, print_json, stdout
+from worker.cli.reports.job_report import show_published
+from worker.cli.reports.job_tables import stage_table
+from worker.cli.reports.output import duration_text, print_json, stdout
 
 _BLOCK_MS = 1000
 # Short waits are normal and need no explanation; each explanation costs the broker a few reads.

@@ -17,7 +17,7 @@ from tasks.jobs.invoke import PATCHES, UNSUPPORTED_OPTIONS
 
 # The commands that show these have imported them; 'keys list' needs no Celery.
 if TYPE_CHECKING:
-    from tasks.api_keys import KeyEntry
+    from tasks.access.api_keys import KeyEntry
     from tasks.cache.index import Pack
     from tasks.state.audit import AuditEntry
     from tasks.state.workers import WorkerInfo

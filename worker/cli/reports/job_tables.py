@@ -12,9 +12,9 @@ from tasks.contract import STAGES
 from tasks.eta.estimate import Forecast, StageForecast
 from tasks.eta.history import UNITS, RunHistory, RunStatistics, WorkloadKey, p90
 from tasks.state.record import JobRecord
+from tasks.state.tenants.webhook_secrets import WebhookSecret
 from tasks.state.webhook_deliveries import Delivery
-from tasks.state.webhook_secrets import WebhookSecret
-from worker.cli.output import duration_text
+from worker.cli.reports.output import duration_text
 
 # Needs Pillow, which the core does not have.
 if TYPE_CHECKING:

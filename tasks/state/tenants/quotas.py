@@ -13,7 +13,7 @@ from tasks.clock import broker_time
 from tasks.errors import QuotaExceededError
 from tasks.state import scripts
 from tasks.state.keys import QUOTAS, USAGE_TTL
-from tasks.state.usage import Usage, UsageStore, month_name, next_month
+from tasks.state.tenants.usage import Usage, UsageStore, month_name, next_month
 from tasks.strict_model import PositiveFloat, PositiveInt, StrictModel
 
 # A waiting job may be dispatched at any time.

@@ -21,9 +21,9 @@ from tasks.state.workers import WorkerHeartbeat, WorkerInfo
 from tests.tasks.eta.test_history import record_with, started
 from tests.worker.cli.conftest import Invoke
 from worker.cli.client import client_of
-from worker.cli.follow import waiting_note
-from worker.cli.job_report import time_left_text
-from worker.cli.output import duration_text
+from worker.cli.reports.follow import waiting_note
+from worker.cli.reports.job_report import time_left_text
+from worker.cli.reports.output import duration_text
 
 HOUR = timedelta(hours=1)
 

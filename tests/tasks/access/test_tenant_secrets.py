@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tasks.access.tenant_secrets import SecretError, TenantSecrets
 from tasks.settings.settings import load_settings
-from tasks.tenant_secrets import SecretError, TenantSecrets
 
 
 @pytest.fixture

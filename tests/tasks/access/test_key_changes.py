@@ -6,9 +6,9 @@ import pytest
 from redis import ConnectionError as LostConnectionError
 from redis import Redis
 
-from tasks.api_keys import Scope
+from tasks.access.api_keys import Scope
+from tasks.access.key_changes import KeyChanges
 from tasks.errors import ApiKeyNameError
-from tasks.key_changes import KeyChanges
 from tasks.state.audit import AuditLog
 
 

@@ -18,7 +18,7 @@ from tasks.state.job_store import DispatchOutcome, JobStore, StartOutcome
 from tasks.state.keys import tenant_queue_key
 from tasks.state.record import JobStatus, StageRecord
 from tasks.state.stage_message import stage_message
-from tasks.state.tenant_queues import TenantQueues
+from tasks.state.tenants.tenant_queues import TenantQueues
 from tasks.state.workers import WorkerInfo
 
 HOUR = timedelta(hours=1)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.api_keys import ApiKeys, Caller, Scope, ensure_console_key
+from tasks.access.api_keys import ApiKeys, Caller, Scope, ensure_console_key
 from tasks.errors import ApiKeyNameError, ApiKeysError, UsageError
 
 

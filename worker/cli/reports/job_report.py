@@ -25,8 +25,8 @@ from tasks.settings.settings import Settings
 from tasks.state.record import GpuUse, JobRecord
 from tasks.tracing.spans import has_endpoint, trace_id
 from worker.cli.client import client_of
-from worker.cli.job_tables import dataset_table, estimate_table, route_table, stage_table
-from worker.cli.output import (
+from worker.cli.reports.job_tables import dataset_table, estimate_table, route_table, stage_table
+from worker.cli.reports.output import (
     duration_text,
     error_document,
     print_error,

@@ -17,10 +17,10 @@ from tasks.stages.submit import submit
 from tasks.state.artifacts import NO_ARTIFACTS
 from tasks.state.fencing_token import FencingToken
 from tasks.state.job_store import JobStore
-from tasks.state.quotas import Quota, Quotas
 from tasks.state.record import StageRecord
-from tasks.state.tenant_queues import TenantQueues
-from tasks.state.usage import UsageStore, month_name, next_month
+from tasks.state.tenants.quotas import Quota, Quotas
+from tasks.state.tenants.tenant_queues import TenantQueues
+from tasks.state.tenants.usage import UsageStore, month_name, next_month
 from tasks.state.workers import WorkerInfo
 
 TESTED = files("tasks.state") / "lua"

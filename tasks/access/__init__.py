@@ -1,0 +1,1 @@
+"""Who may do what: keys of the console and its API, and tenants' secrets."""

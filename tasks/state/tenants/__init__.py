@@ -1,0 +1,1 @@
+"""What the broker keeps of tenants: their queues, quotas, use and webhook secrets."""
