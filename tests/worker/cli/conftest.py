@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from worker.cli.app import cli
+from worker.cli.reports.output import stdout
 
 Invoke = Callable[..., str]
 
@@ -15,9 +16,11 @@ def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
     """Run a command in this process, with a fresh home and these settings."""
     for name in [name for name in os.environ if name.startswith("TRAINING_")]:
         monkeypatch.delenv(name)
+    # It reads COLUMNS once, in whichever test uses it first.
+    monkeypatch.setattr(stdout, "_width", 200)
 
     def run(*arguments: str, code: int = 0, **settings: str) -> str:
-        env = {"TRAINING_HOME": str(tmp_path / "home"), "COLUMNS": "200", **settings}
+        env = {"TRAINING_HOME": str(tmp_path / "home"), **settings}
         result = CliRunner().invoke(cli, arguments, env=env)
         assert result.exit_code == code, (result.output, result.exception)
         return result.output
