@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${VENV:-.venv}
 
-bash deploy/install.sh train,quantization,console,embedded,flower,metrics,tracing,simulate,plot,docs,dev
+bash deploy/install.sh train,quantization,console,embedded,flower,metrics,tracing,simulate,plot,docs,wandb,mlflow,dev
 # The tests of the console drive a real browser, and memory is traced with a little C++; without these
 # programs the tests say that they did not run.
 missing=()
