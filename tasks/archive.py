@@ -9,19 +9,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from itertools import islice
-from typing import Any, Literal
+from itertools import islice, pairwise
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from tasks.contract import position_order
 from tasks.errors import StoreError, UnreadableJobError
-from tasks.events import Event, JobEnded, parse_event
+from tasks.events import Event, JobEnded
 from tasks.state.ended_jobs import EndedJobs
-from tasks.state.job_reader import JobReader
+from tasks.state.job_reader import JobReader, parse_stored_event
 from tasks.state.record import JobRecord, parse_record
 from tasks.store import ARCHIVE, ObjectInfo, Store, archived_record_key
-from tasks.strict_model import StrictModel
+from tasks.strict_model import SAFE_NAME, NonNegativeFloat, StrictModel
 from tasks.urls import redact_urls
 
 # What belongs to a start or to the broker's own bookkeeping; of a webhook's address, the job's own
@@ -34,8 +34,11 @@ _VOLATILE = {
 }
 # Far above a job's 10,000 events.
 _MAX_BYTES = 64 * 2**20
+# Far above a record's fields; one call of Redis takes all of them.
+_MAX_FIELDS = 1000
 _PAGE = 100
 _MAX_LISTED = 50
+_Position = Annotated[str, Field(pattern=r"^[0-9]{1,16}-[0-9]{1,16}$")]
 
 
 class ArchivedRecord(StrictModel):
@@ -43,15 +46,15 @@ class ArchivedRecord(StrictModel):
 
     archive_version: Literal[1] = 1
 
-    job_id: str
+    job_id: Annotated[str, Field(pattern=SAFE_NAME)]
 
-    ended_at: float
+    ended_at: NonNegativeFloat
     """Seconds since 1970."""
 
-    fields: dict[str, str]
+    fields: Annotated[dict[str, str], Field(max_length=_MAX_FIELDS)]
     """The hash of the record; addresses without queries and credentials."""
 
-    events: tuple[tuple[str, str], ...]
+    events: tuple[tuple[_Position, str], ...]
     """The job's events, each with its position, oldest first."""
 
 
@@ -202,19 +205,36 @@ class Recovery:
             raise ValueError(f"has {info.size:,} bytes; the maximum is {_MAX_BYTES:,}")
         try:
             archived = ArchivedRecord.model_validate_json(self.store.get(info.key))
-            ends = [parse_event(text) for _, text in archived.events[-1:]]
         except ValidationError as error:
             count = error.error_count()
             raise ValueError(f"is no archived record: {count} fields are wrong") from error
         record = parse_record(job_id, archived.fields)
         if archived.job_id != job_id or not record.status.ended:
             raise ValueError("is the record of another job, or of one that has not ended")
-        if not ends or not isinstance(ends[0], JobEnded):
-            raise ValueError("has no event of the job's end")
+        if archived.fields.get("tenant") != record.tenant:
+            raise ValueError("is listed for another tenant")
+        _check_events(archived.events)
         manifest = record.artifacts.manifest
         if manifest is None or not self.store.exists(manifest):
             raise ValueError(f"names results that the store no longer has: {manifest}")
         return archived, record
+
+
+def _check_events(events: Sequence[tuple[str, str]]) -> None:
+    """Check what a script relies on: it cannot undo what it wrote before an error.
+
+    Raises:
+        ValueError: An event cannot be appended, or the last one is not the job's end.
+    """
+    try:
+        parsed = [parse_stored_event(text) for _, text in events]
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError("has an event that is none") from error
+    if not parsed or not isinstance(parsed[-1], JobEnded):
+        raise ValueError("has no event of the job's end")
+    order = [position_order(position) for position, _ in events]
+    if any(later <= earlier for earlier, later in pairwise([(0, 0), *order])):
+        raise ValueError("has events that are not in order")
 
 
 def _job_id(key: str) -> str:

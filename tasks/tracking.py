@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_serializer
 
-from tasks.access.tenant_secrets import SecretError, TenantSecrets
+from tasks.access.tenant_secrets import HeaderSecret, SecretError, TenantSecrets
 from tasks.errors import Problem
 from tasks.extras import is_installed, not_installed
 from tasks.jobs.field_metadata import public_options
@@ -35,7 +35,7 @@ class WandbSecret(StrictModel):
 
     tracker: Literal["wandb"] = "wandb"
 
-    api_key: SecretStr
+    api_key: HeaderSecret
 
     address: _Address = "https://api.wandb.ai"
     """The server."""
@@ -62,7 +62,7 @@ class MlflowSecret(StrictModel):
 
     password: SecretStr | None = None
 
-    token: SecretStr | None = None
+    token: HeaderSecret | None = None
 
     experiment: _Word = _PROJECT
 

@@ -10,6 +10,9 @@ import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, SecretStr
 
 from tasks.strict_model import SAFE_NAME
 
@@ -19,6 +22,20 @@ TENANTS_FOLDER = "tenants"
 """The folder of all tenants' secrets."""
 _MAX_BYTES = 64 * 1024
 _OTHERS = stat.S_IROTH | stat.S_IWOTH
+
+
+def header_secret(secret: SecretStr) -> SecretStr:
+    """Refuse what no header of a request can have: the libraries' errors would quote it.
+
+    Raises:
+        ValueError: It has white space, or other characters than those of ASCII that print.
+    """
+    if not re.fullmatch(r"[\x21-\x7e]+", secret.get_secret_value()):
+        raise ValueError("must be one word of ASCII characters")
+    return secret
+
+
+HeaderSecret = Annotated[SecretStr, AfterValidator(header_secret)]
 
 
 class SecretError(ValueError):
@@ -50,6 +67,8 @@ class TenantSecrets:
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise SecretError(f"{where} cannot be read: {reason}") from error
+        except RuntimeError as error:
+            raise SecretError(f"{where} is a link to itself") from error
         except UnicodeDecodeError as error:
             raise SecretError(f"{where} is not UTF-8 text") from error
         if not text:

@@ -1,7 +1,7 @@
 """Copies of results to tenants' own buckets, with the tenants' credentials and no others."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -20,6 +20,7 @@ from obstore.exceptions import (
 from obstore.store import S3Store
 from pydantic import Field, SecretStr, ValidationError
 
+from tasks.access.tenant_secrets import HeaderSecret
 from tasks.data.download.background import call_in_background
 from tasks.data.download.pace import MIN_BYTES_PER_S, WINDOW_S
 from tasks.data.read_policy import DeniedError, ReadPolicy
@@ -50,7 +51,7 @@ class BucketCredentials(StrictModel):
 
     secret_access_key: SecretStr
 
-    session_token: SecretStr | None = None
+    session_token: HeaderSecret | None = None
 
     region: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,40}$")] = "us-east-1"
 
@@ -177,9 +178,17 @@ class BucketCopier:
         try:
             self._request(lambda: obstore.put(self._store, key, data, mode="create"))
         except AlreadyExistsError:
-            found = bytes(self._request(lambda: obstore.get(self._store, key).bytes()))
-            if found != data:
+            if not self._request(lambda: self._has_content(key, data)):
                 raise CopyError(f"{key} is there already, with other content") from None
+
+    def _has_content(self, key: str, data: bytes) -> bool:
+        """Compare an object, which may be endless, with what it should be."""
+        found = bytearray()
+        for chunk in obstore.get(self._store, key).stream(min_chunk_size=1):
+            found += chunk
+            if len(found) > len(data):
+                break
+        return found == data
 
     def _is_there(self, key: str, digest: str) -> bool:
         """Return whether a file is in the bucket.
@@ -187,13 +196,17 @@ class BucketCopier:
         Raises:
             CopyError: Another file is there, which is not replaced.
         """
-        try:
-            found = self._request(lambda: obstore.get(self._store, key, options={"head": True}))
-        except FileNotFoundError:
-            return False
-        if found.attributes.get(_DIGEST) != digest:
+        found = self._request(lambda: self._attributes(key))
+        if found is not None and found.get(_DIGEST) != digest:
             raise CopyError(f"{key} is there already, with other content")
-        return True
+        return found is not None
+
+    def _attributes(self, key: str) -> Mapping[Any, str] | None:
+        """Return what the bucket knows of an object; None if it has no such object."""
+        try:
+            return obstore.get(self._store, key, options={"head": True}).attributes
+        except FileNotFoundError:
+            return None
 
     def _request(self, request: Callable[[], T], timeout_s: float = _REQUEST_TIMEOUT_S) -> T:
         with self._typed_errors():
@@ -204,8 +217,10 @@ class BucketCopier:
         url, name = self.destination.bucket_url, self.destination.bucket_credentials
         try:
             yield
-        except (FileNotFoundError, AlreadyExistsError):
+        except AlreadyExistsError:
             raise
+        except FileNotFoundError as error:
+            raise CopyError(f"{url} does not exist", "bucket_url") from error
         except (PermissionDeniedError, UnauthenticatedError) as error:
             message = f"the credentials {name} may not write to {url}"
             raise CopyError(message, "bucket_credentials") from error

@@ -11,7 +11,9 @@ import httpx2
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils.tqdm import disable_progress_bars
+from pydantic import SecretStr
 
+from tasks.access.tenant_secrets import header_secret
 from tasks.data.download.background import call_in_background
 from tasks.data.download.pace import MIN_BYTES_PER_S, WINDOW_S
 from tasks.destinations.model_card import model_card, sample_path, settings_file
@@ -45,6 +47,11 @@ class HubCopier:
 
     @cached_property
     def _api(self) -> HfApi:
+        try:
+            header_secret(SecretStr(self.token))
+        except ValueError as error:
+            message = f"the secret {self.destination.hub_token}: {error}"
+            raise CopyError(message, "hub_token") from None
         disable_progress_bars()
         return HfApi(endpoint=self.endpoint, token=self.token)
 

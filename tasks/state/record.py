@@ -32,6 +32,9 @@ UNSTARTED_FIELD = "unstarted"
 
 _GPU_MS_PREFIX = "gpu_ms:"
 
+# A date out of range and JSON that is nested too deeply have errors of their own.
+_MALFORMED = (ValueError, KeyError, TypeError, OverflowError, RecursionError)
+
 CACHE_QUEUE_FIELD = artifact_field("cache_queue")
 """The field of a job's hash that names the queue of its ``cache`` stage."""
 
@@ -169,7 +172,7 @@ def parse_summary(job_id: str, fields: Mapping[str, str]) -> JobSummary:
     """
     try:
         return JobSummary.model_validate(_summary_values(job_id, fields))
-    except (ValueError, KeyError, TypeError) as error:
+    except _MALFORMED as error:
         raise _unreadable(job_id, fields, error) from error
 
 
@@ -203,7 +206,7 @@ def parse_record(job_id: str, fields: Mapping[str, str]) -> JobRecord:
             stages=stages,
             artifacts=JobArtifacts.of(fields),
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except _MALFORMED as error:
         raise _unreadable(job_id, fields, error) from error
 
 

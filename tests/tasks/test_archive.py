@@ -1,6 +1,7 @@
 """A broker that is lost takes no finished job with it."""
 
 import json
+import math
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,21 @@ def test_a_record_lives_from_the_end_of_its_job(state: JobStore, store: Store, j
         (lambda it: it.update(archive_version=2), "is no archived record"),
         (lambda it: it["events"].clear(), "has no event of the job's end"),
         (lambda it: it["fields"].update({"artifact:manifest": '"gone"'}), "no longer has: gone"),
+        (lambda it: it.update(ended_at=math.nan), "is no archived record"),
+        (lambda it: it.update(ended_at=-math.inf), "is no archived record"),
+        (
+            lambda it: it["fields"].update(dict.fromkeys(map(str, range(2000)), "")),
+            "is no archived record",
+        ),
+        (lambda it: it["fields"].update(created_at="1e300"), "OverflowError"),
+        (lambda it: it["fields"].update(result="[" * 100_000), "RecursionError"),
+        (lambda it: it["fields"].pop("tenant"), "is listed for another tenant"),
+        (lambda it: it["fields"].update(tenant="zoo"), "is listed for another tenant"),
+        (lambda it: it["events"][0].__setitem__(0, "first"), "is no archived record"),
+        (lambda it: it["events"].reverse(), "has no event of the job's end"),
+        (lambda it: it["events"][0].__setitem__(0, "9999999999999-0"), "not in order"),
+        (lambda it: it["events"][0].__setitem__(1, "{"), "has an event that is none"),
+        (lambda it: it["events"][0].__setitem__(1, "[1]"), "has an event that is none"),
     ],
 )
 def test_what_cannot_be_used_is_reported(

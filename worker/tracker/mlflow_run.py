@@ -4,6 +4,7 @@ import os
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from tasks.tracking import MlflowSecret, TrackerRequest
 from worker.tracker.run import RunEnd
@@ -30,9 +31,12 @@ class MlflowRun:
             "TOKEN": secret.token and secret.token.get_secret_value(),
         }
         os.environ |= {f"MLFLOW_TRACKING_{k}": value for k, value in credentials.items() if value}
+        # A redirect could lead to what only this machine may reach.
         os.environ |= {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+        os.environ["MLFLOW_ALLOW_HTTP_REDIRECTS"] = "false"
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         self._metric = Metric
         self._client = MlflowClient(tracking_uri=secret.address)
@@ -45,7 +49,8 @@ class MlflowRun:
         query = f"tags.`{_TAG}` = '{request.job_id}'"
         found = self._client.search_runs([experiment_id], query, max_results=1)
         if found:
-            self._id = found[0].info.run_id
+            run = found[0]
+            self._id = run.info.run_id
             self._client.update_run(self._id, status="RUNNING")
         else:
             tags = {_TAG: request.job_id}
@@ -53,6 +58,10 @@ class MlflowRun:
             self._id = run.info.run_id
             params = [Param(k, v) for k, v in _flat(request.config).items()][:_MAX_PARAMS]
             self._client.log_batch(self._id, params=params)
+        uri = str(run.info.artifact_uri)
+        self._artifacts: Any = None
+        if _is_on_server(uri, secret.address):
+            self._artifacts = get_artifact_repository(uri, secret.address)
         # MLflow keeps two values of one step.
         history = self._client.get_metric_history(self._id, _LOSS) if found else []
         self._last_step = max((metric.step for metric in history), default=0)
@@ -71,9 +80,10 @@ class MlflowRun:
             self._flush()
 
     def log_image(self, step: int, path: Path, caption: str) -> None:
-        """Log a validation image."""
+        """Log a validation image, if the server takes it itself."""
         self._flush()
-        self._client.log_artifact(self._id, str(path), f"validation/{step:06d}")
+        if self._artifacts is not None:
+            self._artifacts.log_artifact(str(path), f"validation/{step:06d}")
 
     def finish(self, end: RunEnd) -> None:
         """Send what is left, and end the run."""
@@ -86,6 +96,18 @@ class MlflowRun:
         self._flushed_s = time.monotonic()
         if pending:
             self._client.log_batch(self._id, metrics=pending)
+
+
+def _is_on_server(artifact_uri: str, address: str) -> bool:
+    """Return whether a server keeps a run's files itself.
+
+    It may name any place: a folder of this machine, a host that only this machine reaches, or a
+    bucket that this machine's own credentials open.
+    """
+    place, server = urlsplit(artifact_uri), urlsplit(address)
+    return place.scheme in ("mlflow-artifacts", server.scheme) and (
+        place.netloc in ("", server.netloc)
+    )
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:

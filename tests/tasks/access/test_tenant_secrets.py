@@ -45,6 +45,7 @@ def test_each_tenant_has_its_own(folder: Path) -> None:
         ("acme", "binary"),
         ("acme", "out"),
         ("acme", "to-zoo"),
+        ("acme", "loop"),
         ("linked", "hub"),
     ],
 )
@@ -56,6 +57,7 @@ def test_nothing_else_is_read(folder: Path, tenant: str, name: str) -> None:
     (own / "empty").write_text(" \n")
     (own / "binary").write_bytes(b"\xff\xfe")
     (own / "out").symlink_to(folder / "TRAINING_BROKER_URL")
+    (own / "loop").symlink_to("loop")
     (own / "to-zoo").symlink_to(Path("..") / "zoo" / "hub")
     (folder / "tenants" / "linked").symlink_to("zoo")
     with pytest.raises(SecretError) as caught:

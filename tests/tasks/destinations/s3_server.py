@@ -1,5 +1,6 @@
 """A server that speaks what obstore asks an S3 bucket for when it writes."""
 
+import contextlib
 import hashlib
 import threading
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ class S3Server:
     """The access keys that requests were signed with."""
     status: int = 0
     """The status of all answers; 0 answers as a bucket does."""
+    is_endless: bool = False
+    """Whether objects that are read have no end."""
 
     def answer(
         self, method: str, path: str, headers: Message, data: bytes
@@ -65,9 +68,14 @@ def running_s3_server() -> Iterator[S3Server]:
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)
-            self.send_header("Content-Length", str(len(body)))
+            is_endless = s3.is_endless and self.command == "GET"
+            self.send_header("Content-Length", str(2**50 if is_endless else len(body)))
             self.end_headers()
-            if self.command != "HEAD":
+            self.close_connection = is_endless
+            with contextlib.suppress(OSError):
+                while is_endless:
+                    self.wfile.write(bytes(2**16))
+            if self.command != "HEAD" and not is_endless:
                 self.wfile.write(body)
 
         do_GET = do_HEAD = do_PUT = _reply  # noqa: N815

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tasks.destinations import bucket
 from tasks.destinations.bucket import BucketCopier
 from tasks.destinations.results import CopyError, Results
 from tasks.errors import SupersededError
@@ -71,6 +72,23 @@ def test_another_object_is_not_replaced(s3: S3Server, results: Results) -> None:
         copier(s3).copy(results, lambda: None)
     assert not caught.value.retryable
     assert "/people/acme/loras/j1/manifest.json" not in s3.objects
+
+
+def test_a_bucket_that_does_not_exist_is_reported(s3: S3Server, results: Results) -> None:
+    s3.status = 404
+    with pytest.raises(CopyError, match="s3://people/acme/loras does not exist") as caught:
+        copier(s3).copy(results, lambda: None)
+    assert caught.value.option == "bucket_url"
+
+
+def test_an_endless_manifest_is_not_read(
+    s3: S3Server, results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket, "_REQUEST_TIMEOUT_S", 5.0)
+    s3.objects["/people/acme/loras/j1/manifest.json"] = (b"{}", "")
+    s3.is_endless = True
+    with pytest.raises(CopyError, match="is there already, with other content"):
+        copier(s3).copy(results, lambda: None)
 
 
 def test_a_superseded_start_writes_nothing(s3: S3Server, results: Results) -> None:

@@ -158,3 +158,11 @@ def test_a_page_of_a_proxy_is_no_answer(hub: HubServer) -> None:
     hub.fails = {"whoami": 200}
     with pytest.raises(CopyError):
         copier(hub, hub_model_id="someone/lamp").check()
+
+
+@pytest.mark.parametrize("token", ["hf_one\nhf_two", "hf_\u00e9", "hf_a b"])
+def test_what_is_no_token_is_neither_sent_nor_quoted(hub: HubServer, token: str) -> None:
+    with pytest.raises(CopyError, match="the secret mine: must be one word") as caught:
+        copier(hub, token).check()
+    assert "hf_" not in str(caught.value)
+    assert hub.tokens == set()

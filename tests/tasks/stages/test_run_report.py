@@ -181,6 +181,8 @@ def test_a_worker_without_the_library_says_so(
         ("mlflow", '{"address": "https://10.0.0.1"}', "which is not public"),
         ("mlflow", '{"adress": "https://1.1.1.1"}', "is malformed: address, adress"),
         ("mlflow", "hidden", "is malformed: JSON"),
+        ("mlflow", '{"address": "https://1.1.1.1", "token": "hidden\\n"}', "malformed: token"),
+        ("wandb", "hidden\nhidden", "is malformed: api_key"),
     ],
 )
 def test_secrets_are_checked_before_a_gpu_is_used(

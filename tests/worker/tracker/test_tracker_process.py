@@ -3,7 +3,9 @@
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from tasks.tracking import MlflowSecret, TrackerRequest, WandbSecret
 from tests.waiting import wait_until
 from worker.supervision import tracker_process
 from worker.supervision.tracker_process import TrackerProcess
+from worker.tracker.mlflow_run import _is_on_server
 
 KEY = "a1b2c3d4e5" * 4
 # A process that stays is killed after the time to give up.
@@ -159,6 +162,48 @@ def test_an_unreachable_server_is_a_warning_without_the_secret(tmp_path: Path) -
     assert "MLflow" in found[-1]
     assert "hidden" not in found[-1]
     tracker.close("succeeded")
+
+
+@needs_mlflow
+def test_no_redirect_of_an_mlflow_server_is_followed(tmp_path: Path) -> None:
+    paths: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            paths.append(self.path)
+            self.send_response(302)
+            self.send_header("Location", "/of-this-machine-only")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Say nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        secret = MlflowSecret(address=f"http://127.0.0.1:{server.server_port}")
+        tracker = started(request_of(secret, tmp_path))
+        wait_until(lambda: tracker.warning() is not None, timeout_s=50, description="a warning")
+        tracker.close("succeeded")
+        server.shutdown()
+    assert paths
+    assert "/of-this-machine-only" not in paths
+
+
+@pytest.mark.parametrize(
+    ("uri", "is_on_server"),
+    [
+        ("mlflow-artifacts:/1/run/artifacts", True),
+        ("https://runs.example/api/2.0/mlflow-artifacts/artifacts/1", True),
+        ("mlflow-artifacts://10.0.0.1/1", False),
+        ("https://10.0.0.1/1", False),
+        ("file:///srv/models", False),
+        ("/srv/models", False),
+        ("s3://bucket-of-the-operator/1", False),
+    ],
+)
+def test_images_go_to_the_server_only(uri: str, is_on_server: bool) -> None:
+    assert _is_on_server(uri, "https://runs.example") == is_on_server
 
 
 def test_the_secret_is_in_no_command_line_or_environment(tmp_path: Path) -> None:
