@@ -3,6 +3,7 @@
 ConsoleError
 ├── BadRequestError            400, malformed request
 ├── UnauthorizedError          401, no valid key
+│   └── InvalidLinkError       401, a link that is wrong or has ended
 ├── ForbiddenError             403, insufficient permission
 ├── NotFoundError              404, absent, or not visible to the caller
 ├── TooSlowError               408, the sender was idle for too long
@@ -14,6 +15,7 @@ ConsoleError
 ├── MisdirectedError           421, a host name that is not served here
 ├── TooManyError               429, too often, or too many at a time
 ├── UnavailableError           503, the broker is unavailable
+├── ApiKeysUnavailableError    503, the file of API keys cannot be read
 ├── ChecksumError              460, the bytes differ from their checksum
 └── InsufficientStorageError   507, the disk is full
 """
@@ -66,6 +68,16 @@ class UnauthorizedError(ConsoleError):
     def __init__(self, message: str) -> None:
         super().__init__(message, "Authorization")
         self.headers = {"WWW-Authenticate": "Bearer"}
+
+
+class InvalidLinkError(UnauthorizedError):
+    """The link of the request is wrong, or has ended."""
+
+    remedy = "ask its sender for a new link"
+
+    def __init__(self) -> None:
+        super().__init__("the link is invalid, or has expired; get a new one")
+        self.location = "signature"
 
 
 class ForbiddenError(ConsoleError):
@@ -197,6 +209,19 @@ class UnavailableError(ConsoleError):
 
     def __init__(self) -> None:
         super().__init__("the broker is unavailable")
+        self.headers = {"Retry-After": "5"}
+
+
+class ApiKeysUnavailableError(ConsoleError):
+    """The file of API keys cannot be read."""
+
+    status = 503
+    code = "api_keys_unavailable"
+    remedy = "send it again later; the console's log has the reason"
+    retryable = True
+
+    def __init__(self) -> None:
+        super().__init__("the API keys cannot be read")
         self.headers = {"Retry-After": "5"}
 
 

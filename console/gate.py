@@ -6,20 +6,23 @@ and the rate of a page's messages.
 """
 
 import asyncio
+import logging
 import re
 from contextlib import ExitStack, suppress
 
 from fastapi import Request
 from starlette.exceptions import HTTPException
-from starlette.requests import HTTPConnection
+from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
 from console.api.problems import problem_of
 from console.errors import (
+    ApiKeysUnavailableError,
     ConsoleError,
     ForbiddenError,
+    InvalidLinkError,
     TooLargeError,
     TooManyError,
     UnauthorizedError,
@@ -33,6 +36,9 @@ from console.services.services import Services
 from console.services.shares import Share
 from console.services.threads import current_account, in_thread
 from tasks.access.api_keys import Caller
+from tasks.errors import ApiKeysError
+
+logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 2**20
 """Maximum body of a request, other than of uploads: a job with long lists has some kilobytes."""
@@ -91,7 +97,7 @@ class Gate:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         with ExitStack() as held:
             try:
-                caller = await self._caller_of(request, path)
+                caller = await self._known_caller_of(request, path)
                 account = "" if caller is None else caller.account
                 current_account.set(account)
                 if path != _HEALTH:
@@ -106,7 +112,16 @@ class Gate:
             except ConsoleError as error:
                 await refusal(scope, path, error)(scope, receive, send)
                 return
-            await self._app(scope, receive, send)
+            # A sender that disconnects needs no answer, and is no error of the console.
+            with suppress(ClientDisconnect):
+                await self._app(scope, receive, send)
+
+    async def _known_caller_of(self, request: HTTPConnection, path: str) -> Caller | None:
+        try:
+            return await self._caller_of(request, path)
+        except ApiKeysError as error:
+            logger.error("%s", error)
+            raise ApiKeysUnavailableError from error
 
     async def _caller_of(self, request: HTTPConnection, path: str) -> Caller | None:
         """Return the caller of a request; None for a request that needs none.
@@ -116,6 +131,7 @@ class Gate:
             UnavailableError: The broker is unavailable, which has the sessions.
             ForbiddenError: A page of another site makes the request.
             TooManyError: The address sends wrong keys.
+            ApiKeysError: The file of API keys cannot be read.
         """
         method = request.scope.get("method", "GET")
         is_api = _is_api(path)
@@ -151,7 +167,7 @@ class Gate:
             caller = await self._services.links.find_caller(match[1], match[2], query)
         if caller is None:
             await self._services.wrong_keys.count(address_of(request))
-            raise UnauthorizedError("the link is invalid, or has expired; get a new one")
+            raise InvalidLinkError
         return caller
 
     async def _owner_of_key(self, request: HTTPConnection) -> Caller:

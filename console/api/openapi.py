@@ -51,7 +51,10 @@ ERRORS = {
     429: ("TooManyRequests", "Too many requests; send it again after `Retry-After` seconds."),
     460: ("ChecksumMismatch", "The bytes differ from `Upload-Checksum`; send them again."),
     500: ("InternalError", "An error of the console; its log has the details."),
-    503: ("Unavailable", "The broker or the store is unavailable; see `Retry-After`."),
+    503: (
+        "Unavailable",
+        "The broker, the store or the API keys are unavailable; see `Retry-After`.",
+    ),
     507: ("InsufficientStorage", "The disk is full, or the tenant's quota of uploads."),
 }
 """Statuses of errors: a name, and the reason."""

@@ -78,7 +78,7 @@ class FileLinks:
             caller: The caller, whose key the link ends with.
             job_id: A job that the caller sees.
             name: A file that the job has published.
-            life_s: The link's life in seconds.
+            life_s: The link's life in seconds; it ends with the key if that expires before.
 
         Raises:
             UnknownJobError: The caller sees no job of this id.
@@ -106,6 +106,8 @@ class FileLinks:
                 life_s=life_s,
             )
         expires = int(now) + min(life_s, MAX_LIFE_S)
+        if entry.expires is not None:
+            expires = min(expires, int(entry.expires.timestamp()))
         signature = _signature(secret, entry, record.id, name, str(expires))
         query = urlencode({"key": _key_id(entry), "expires": expires, "signature": signature})
         path = f"/jobs/{quote(record.id)}/files/{quote(name)}?{query}"

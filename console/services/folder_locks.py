@@ -65,10 +65,12 @@ class FolderLocks:
         return True
 
     def _release(self, name: str) -> None:
-        fcntl.lockf(self._file(), fcntl.LOCK_UN, 1, _position(name))
-        with self._changed:
-            self._held.discard(name)
-            self._changed.notify_all()
+        try:
+            fcntl.lockf(self._file(), fcntl.LOCK_UN, 1, _position(name))
+        finally:
+            with self._changed:
+                self._held.discard(name)
+                self._changed.notify_all()
 
     def _file(self) -> int:
         with self._changed:

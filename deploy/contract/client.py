@@ -7,7 +7,7 @@
         print(event)
     client.download(job["id"], Path("results"))
 
-Every call repeats what may succeed later, and resumes what was interrupted. What the console
+Every call repeats what may succeed soon, and resumes what was interrupted. What the console
 refuses is an ``ApiError``. Jobs, events and files are the mappings that ``openapi.json`` describes.
 """
 
@@ -33,6 +33,8 @@ _TUS = {"Tus-Resumable": "1.0.0"}
 _CHUNK_BYTES = 8 << 20
 _READ_BYTES = 1 << 20
 _MAX_PAUSE_S = 30.0
+# A quota is renewed next month: longer delays than this are the caller's to wait for.
+_MAX_RETRY_AFTER_S = 120.0
 # What proxies answer while the console restarts.
 _RETRYABLE_STATUSES = (429, 502, 503, 504)
 _LOST = (OSError, HTTPException)
@@ -346,10 +348,11 @@ class Client:
         Raises:
             Exception: The error, if it is final or was the last one.
         """
-        if (isinstance(error, ApiError) and not error.retryable) or tries + 1 >= self._max_tries:
+        asked_s = getattr(error, "retry_after_s", None)
+        is_final = isinstance(error, ApiError) and not error.retryable
+        if is_final or tries + 1 >= self._max_tries or (asked_s or 0) > _MAX_RETRY_AFTER_S:
             raise error
         pause_s = min(_MAX_PAUSE_S, 0.5 * 2**tries) * random.uniform(0.5, 1)
-        asked_s = getattr(error, "retry_after_s", None)
         time.sleep(pause_s if asked_s is None else asked_s)
         return tries + 1
 

@@ -7,7 +7,7 @@
 //   for await (const event of client.follow(job.id)) console.log(event);
 //   for (const file of await client.files(job.id)) await client.download(job.id, file);
 //
-// Every call repeats what may succeed later, and resumes what was interrupted. What the console
+// Every call repeats what may succeed soon, and resumes what was interrupted. What the console
 // refuses is an ApiError. The console may add fields and kinds of events: ignore unknown ones.
 
 import type { JobDocument, JobEvent, JobStatus } from "./training-worker.ts";
@@ -87,6 +87,8 @@ export class JobFailedError extends Error {
 const TUS = { "Tus-Resumable": "1.0.0" };
 const CHUNK_BYTES = 8 << 20;
 const MAX_PAUSE_MS = 30_000;
+// A quota is renewed next month: longer delays than this are the caller's to wait for.
+const MAX_RETRY_AFTER_MS = 120_000;
 // What proxies answer while the console restarts.
 const RETRYABLE_STATUSES = [429, 502, 503, 504];
 
@@ -275,9 +277,10 @@ export class Client {
     // fetch reports a lost connection as TypeError.
     const refused = error instanceof ApiError;
     const retryable = refused ? error.retryable : error instanceof TypeError;
-    if (!retryable || tries + 1 >= this.#maxTries) throw error;
-    const pauseMs = Math.min(MAX_PAUSE_MS, 500 * 2 ** tries) * (0.5 + Math.random() / 2);
     const askedMs = refused ? error.retryAfterMs : null;
+    const isTooLong = askedMs !== null && askedMs > MAX_RETRY_AFTER_MS;
+    if (!retryable || isTooLong || tries + 1 >= this.#maxTries) throw error;
+    const pauseMs = Math.min(MAX_PAUSE_MS, 500 * 2 ** tries) * (0.5 + Math.random() / 2);
     await new Promise((resolve) => setTimeout(resolve, askedMs ?? pauseMs));
     return tries + 1;
   }

@@ -144,8 +144,9 @@ class ApiKeys:
         on_revoke: Callable[[KeyEntry], None] = lambda _: None,
     ) -> None:
         self._path, self._on_create, self._on_revoke = path, on_create, on_revoke
-        self._version: tuple[int, int, int] | None = None
-        self._by_digest: dict[str, KeyEntry] = {}
+        # Replaced as one, since several threads read: a revoked key must not return with the
+        # version of a newer file.
+        self._read: tuple[tuple[int, int, int] | None, dict[str, KeyEntry]] = None, {}
 
     def find(self, key: str) -> Caller | None:
         """Return the key's owner; None for an unknown or expired key."""
@@ -237,17 +238,18 @@ class ApiKeys:
             with self._path.open("rb") as file:
                 status = os.fstat(file.fileno())
             version = (status.st_mtime_ns, status.st_size, status.st_ino)
-            if version != self._version:
+            known_version, by_digest = self._read
+            if version != known_version:
                 entries = _ENTRIES.validate_json(self._path.read_bytes())
-                self._by_digest = {entry.sha256: entry for entry in entries}
-                self._version = version
+                by_digest = {entry.sha256: entry for entry in entries}
+                self._read = version, by_digest
         except FileNotFoundError:
-            self._by_digest, self._version = {}, None
+            return {}
         except OSError as error:
             raise ApiKeysError(self._path, f"cannot be read: {error.strerror}") from error
         except ValidationError as error:
             raise ApiKeysError(self._path, "is damaged") from error
-        return self._by_digest
+        return by_digest
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -386,3 +386,34 @@ def test_without_the_broker_sessions_are_answered_503(
     # A key needs no session.
     key = {"Authorization": f"Bearer {console.keys['acme']}"}
     assert anyone.get("/v1/jobs", headers=key).status_code == 200
+
+
+def test_a_lost_sender_is_no_error(served: Served) -> None:
+    async def lost() -> Message:
+        return {"type": "http.disconnect"}
+
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/login", "headers": []}
+    asyncio.run(Gate(answer_length, served.services)(scope, lost, send))
+    assert not sent
+
+
+def test_unreadable_api_keys_are_answered_503(console: Console, anyone: httpx2.Client) -> None:
+    path = console.settings.api_keys_file
+    whole = path.read_bytes()
+    path.write_text("[{")
+    try:
+        for address in ("/v1/jobs", "/v1/jobs/a/files/b?signature=c"):
+            key = {"Authorization": f"Bearer {console.keys['acme']}"}
+            refused = anyone.get(address, headers=key)
+            document = refused.json()
+            assert (refused.status_code, document["code"]) == (503, "api_keys_unavailable")
+            assert document["retryable"]
+            assert str(path) not in refused.text
+    finally:
+        path.write_bytes(whole)
+    assert anyone.get("/v1/jobs", headers=key).status_code == 200

@@ -12,6 +12,7 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
@@ -257,11 +258,8 @@ class _Refusing(BaseHTTPRequestHandler):
         """Print nothing."""
 
 
-@pytest.mark.usefixtures("quick")
-def test_a_proxys_errors_are_repeated_and_its_redirects_refused(client: ModuleType) -> None:
-    elsewhere = {"Location": "http://evil.example/"}
-    _Refusing.keys = []
-    _Refusing.answers = [(502, {}), (503, {"Retry-After": "0"}), (302, elsewhere)]
+def refusal(client: ModuleType) -> Any:
+    """Return the error of a request to the refusing proxy."""
     with HTTPServer(("127.0.0.1", 0), _Refusing) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
@@ -269,8 +267,25 @@ def test_a_proxys_errors_are_repeated_and_its_redirects_refused(client: ModuleTy
             client.Client(f"http://127.0.0.1:{server.server_port}", "twk_x").job("a")
         server.shutdown()
         thread.join()
-    assert (refused.value.status, refused.value.code) == (302, "http")
+    return refused.value
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_proxys_errors_are_repeated_and_its_redirects_refused(client: ModuleType) -> None:
+    elsewhere = {"Location": "http://evil.example/"}
+    _Refusing.keys = []
+    _Refusing.answers = [(502, {}), (503, {"Retry-After": "0"}), (302, elsewhere)]
+    refused = refusal(client)
+    assert (refused.status, refused.code) == (302, "http")
     assert _Refusing.keys == ["Bearer twk_x"] * 3
+
+
+def test_a_delay_until_next_month_is_the_callers(client: ModuleType) -> None:
+    _Refusing.keys = []
+    _Refusing.answers = [(429, {"Retry-After": "2600000"})]
+    refused = refusal(client)
+    assert (refused.retryable, refused.retry_after_s) == (True, 2_600_000)
+    assert len(_Refusing.keys) == 1
 
 
 @pytest.mark.timeout(240)

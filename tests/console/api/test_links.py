@@ -75,6 +75,11 @@ def test_a_changed_link_is_refused(
     answers = [anyone.get(it) for it in wrong]
     assert {answer.status_code for answer in answers} == {401}
     assert len({answer.text for answer in answers}) == 1
+    [problem] = answers[0].json()["errors"]
+    assert (problem["location"], problem["remedy"]) == (
+        "signature",
+        "ask its sender for a new link",
+    )
     # A session or key opens no other file either, and no other method is signed.
     assert acme.get(wrong[0]).status_code == 401
     for method in ("HEAD", "POST", "DELETE"):
@@ -113,6 +118,18 @@ def test_a_link_ends_with_its_key(console: Console, anyone: httpx2.Client, job_i
     api_keys.create("sharer", "acme")
     assert anyone.get(url).status_code == 401
     api_keys.revoke("sharer")
+
+
+def test_a_link_ends_before_its_key_expires(console: Console, job_id: str) -> None:
+    api_keys = console.services.api_keys
+    key = api_keys.create("brief", "acme", expires_in=timedelta(minutes=5))
+    with httpx2.Client(base_url=f"{console.url}/v1") as sharer:
+        sharer.headers["Authorization"] = f"Bearer {key}"
+        link = make(sharer, job_id, life_s=3600).json()
+    [entry] = [it for it in api_keys.entries() if it.name == "brief"]
+    api_keys.revoke("brief")
+    assert entry.expires is not None
+    assert datetime.fromisoformat(link["expires_at"]) <= entry.expires
 
 
 def test_other_tenants_and_unknown_files_get_no_link(

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from console.services.folder_locks import FolderLocks
 
 HOLD = """
@@ -56,3 +58,13 @@ def test_a_lock_holds_for_other_processes_until_its_owner_is_killed(tmp_path: Pa
         assert is_free(locks, "a")
     with locks.hold("a"), another_process(path) as (_, reply):
         assert reply == "False"
+
+
+def test_a_name_is_free_after_the_file_could_not_be_locked(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.touch()
+    locks = FolderLocks(folder / "locks")
+    with pytest.raises(OSError, match="exists"), locks.hold("a"):
+        pass
+    folder.unlink()
+    assert is_free(locks, "a")

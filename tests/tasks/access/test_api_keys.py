@@ -1,12 +1,15 @@
 import json
 import stat
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from tasks.access.api_keys import ApiKeys, Caller, Scope, ensure_console_key
+import tasks.access.api_keys
+from tasks.access.api_keys import ApiKeys, Caller, KeyEntry, Scope, ensure_console_key
 from tasks.errors import ApiKeyNameError, ApiKeysError, UsageError
 
 
@@ -149,3 +152,38 @@ def test_files_of_earlier_versions_are_read(path: Path) -> None:
     entry = {"name": "old", "tenant": None, "sha256": "0" * 64, "created": "2026-01-01T00:00:00Z"}
     path.write_text(json.dumps([entry]), "utf-8")
     assert ApiKeys(path).find_by_digest("0" * 64) == Caller("old", None)
+
+
+def test_a_slow_reader_does_not_bring_a_revoked_key_back(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api_keys = ApiKeys(path)
+    key = api_keys.create("front", "acme")
+    has_read, may_go_on = threading.Event(), threading.Event()
+    slow = threading.Thread(target=api_keys.find, args=(key,))
+    parse = tasks.access.api_keys._ENTRIES.validate_json
+
+    def parse_slowly(text: bytes) -> tuple[KeyEntry, ...]:
+        entries = parse(text)
+        if threading.current_thread() is slow:
+            has_read.set()
+            may_go_on.wait(10)
+        return entries
+
+    class Interrupted(ApiKeys):
+        def __setattr__(self, name: str, value: object) -> None:
+            super().__setattr__(name, value)
+            if has_read.is_set() and not may_go_on.is_set():
+                may_go_on.set()
+                slow.join()
+
+    monkeypatch.setattr(
+        tasks.access.api_keys, "_ENTRIES", SimpleNamespace(validate_json=parse_slowly)
+    )
+    api_keys.__class__ = Interrupted
+    slow.start()
+    assert has_read.wait(10)
+    ApiKeys(path).revoke("front")
+    api_keys.entries()
+    assert may_go_on.is_set()
+    assert api_keys.find(key) is None
