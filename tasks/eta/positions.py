@@ -29,7 +29,7 @@ from tasks.eta.dispatch_order import (
 from tasks.eta.estimate import NO_RUN, JobProgress, time_left
 from tasks.eta.history import RunHistory, RunHistoryStore
 from tasks.events import Progress
-from tasks.state.job_reader import JobReader
+from tasks.state.job_reader import JobReader, execute_readable
 from tasks.state.keys import IN_FLIGHT, TENANT_QUEUES, tenant_queue_key, tenants_key
 from tasks.state.record import JobRecord, JobStatus, JobSummary
 from tasks.state.tenants.quotas import Quotas
@@ -206,10 +206,10 @@ class Positions:
             places = [(q, name) for q, names in zip(queues, tenants, strict=True) for name in names]
             for queue, tenant in places:
                 pipe.zrange(tenant_queue_key(queue, tenant), 0, MAX_STARTS - 1)
-            lists = cast("list[list[str]]", pipe.execute())
+            lists = cast("list[list[str] | None]", execute_readable(pipe))
         ids: dict[str, dict[str, list[str]]] = {}
         for (queue, tenant), jobs in zip(places, lists, strict=True):
-            ids.setdefault(queue, {})[tenant] = jobs
+            ids.setdefault(queue, {})[tenant] = jobs or []
         return ids
 
     def _with_durations(

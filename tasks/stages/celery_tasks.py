@@ -133,7 +133,10 @@ def _known_answer(state: JobStore, job_id: str, result_id: str) -> dict[str, Any
         case FollowOutcome.FOLLOWED:
             return None
         case FollowOutcome.ENDED:
-            return final_answer(state.summary(job_id))
+            job = state.summary(job_id)
+            if job.status.ended:
+                return final_answer(job)
+            return _known_answer(state, job_id, result_id)  # it was replayed meanwhile
         case FollowOutcome.FULL:
             return {"job_id": job_id}
 

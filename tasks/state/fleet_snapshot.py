@@ -16,6 +16,7 @@ from routing.fair_share import TenantShares, share_of
 from routing.queues import ALL_QUEUES
 from tasks.contract import record_key
 from tasks.metrics import UNREAD
+from tasks.state.job_reader import execute_readable
 from tasks.state.keys import (
     DEAD_LETTERS,
     DUE,
@@ -163,8 +164,9 @@ def _in_tenant_queues(
         for queue, tenant in places:
             pipe.zcard(tenant_queue_key(queue, tenant))
             pipe.zrange(tenant_since_key(queue, tenant), 0, 0, withscores=True)
-        replies = pipe.execute()
-    waiting = Counter(dict(zip(places, replies[::2], strict=True)))
+        replies = execute_readable(pipe)
+    counts = [count or 0 for count in replies[::2]]
+    waiting = Counter(dict(zip(places, counts, strict=True)))
     oldest = zip(places, replies[1::2], strict=True)
     return waiting, {place: entries[0][1] for place, entries in oldest if entries}
 
@@ -203,7 +205,8 @@ def _fields_of(client: Redis, job_ids: list[str]) -> list[dict[str, str]]:
     with client.pipeline(transaction=False) as pipe:
         for job_id in job_ids:
             pipe.hmget(record_key(job_id), names)
-        hashes = [dict(zip(names, values, strict=True)) for values in pipe.execute()]
+        read = [values or [None] * len(names) for values in execute_readable(pipe)]
+        hashes = [dict(zip(names, values, strict=True)) for values in read]
         existing = [
             (job_id, {name: value for name, value in fields.items() if value is not None})
             for job_id, fields in zip(job_ids, hashes, strict=True)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 from pydantic import ValidationError
-from redis import Redis
+from redis import Redis, ResponseError
+from redis.client import Pipeline
 
 from tasks.contract import EVENT_FIELD, events_key, position_order, progress_key, record_key
 from tasks.errors import UnknownJobError, UnreadableJobError
@@ -151,11 +152,31 @@ class JobReader:
 
     def _fields(self, job_ids: Sequence[str]) -> dict[str, dict[str, str]]:
         """Return the fields of each job's hash, without unknown jobs."""
-        with self._redis.pipeline(transaction=False) as pipe:
-            for job_id in job_ids:
-                pipe.hgetall(record_key(job_id))
-            hashes = cast("list[dict[str, str]]", pipe.execute())
+        hashes = read_hashes(self._redis, [record_key(job_id) for job_id in job_ids])
         return {job_id: fields for job_id, fields in zip(job_ids, hashes, strict=True) if fields}
+
+
+def read_hashes(client: Redis, hash_keys: Sequence[str]) -> list[dict[str, str]]:
+    """Return hashes; one that is missing, or a key of another type, is empty."""
+    with client.pipeline(transaction=False) as pipe:
+        for key in hash_keys:
+            pipe.hgetall(key)
+        return [fields or {} for fields in execute_readable(pipe)]
+
+
+def execute_readable(pipe: Pipeline) -> list[Any]:
+    """Return the replies to a pipeline; None in place of one about a key of the wrong type.
+
+    What one job or tenant has must not hide the others.
+    """
+    replies = pipe.execute(raise_on_error=False)
+    for number, reply in enumerate(replies):
+        if isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE"):
+            logger.warning("skipped a key of the wrong type: %s", reply)
+            replies[number] = None
+        elif isinstance(reply, Exception):
+            raise reply
+    return replies
 
 
 def event_streams(job_id: str) -> tuple[str, str]:

@@ -227,11 +227,19 @@ def queue_of(stage: str, gpu_queue: str, cache_queue: str | None) -> str:
     return (stage == "cache" and cache_queue) or stage_queue(stage, gpu_queue)
 
 
+def count_in(fields: Mapping[str, str], name: str) -> int:
+    """Return a counter in a hash; 0 if it is missing or cannot be read."""
+    try:
+        return int(fields.get(name, 0))
+    except ValueError:
+        return 0
+
+
 def gpu_seconds_of(fields: Mapping[str, str]) -> dict[str, float]:
     """Return the GPU seconds by class in the hash of a job, or of a tenant's month."""
     return {
-        field.removeprefix(_GPU_MS_PREFIX): int(ms) / 1000
-        for field, ms in sorted(fields.items())
+        field.removeprefix(_GPU_MS_PREFIX): count_in(fields, field) / 1000
+        for field in sorted(fields)
         if field.startswith(_GPU_MS_PREFIX)
     }
 
@@ -240,7 +248,7 @@ def _gpu_use_of(fields: Mapping[str, str]) -> GpuUse:
     is_priced = "unpriced_gpu_ms" not in fields
     return GpuUse(
         seconds=gpu_seconds_of(fields),
-        cost=int(fields.get("cost_micros", 0)) / 1e6 if is_priced else None,
+        cost=count_in(fields, "cost_micros") / 1e6 if is_priced else None,
         currency=fields.get("currency"),
     )
 

@@ -106,6 +106,7 @@ def set_quotas(
     """
     from tasks.errors import UsageError
     from tasks.state.audit import command_line_actor
+    from tasks.state.tenants.quotas import MAX_WAITING
     from worker.cli.client import client_of
 
     if not _NAME.fullmatch(tenant):
@@ -116,8 +117,8 @@ def set_quotas(
     }
     waiting = changes.get("max_waiting")
     if waiting is not None:
-        if waiting % 1:
-            raise UsageError("--max-waiting is not a whole number")
+        if waiting % 1 or waiting > MAX_WAITING:
+            raise UsageError(f"--max-waiting is not a whole number up to {MAX_WAITING:,}")
         changes["max_waiting"] = int(waiting)
     if hold is not None:
         changes["hold"] = hold

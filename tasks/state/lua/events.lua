@@ -67,7 +67,7 @@ local function append_event(event)
   local _, count = append(events_key, event)
   local bytes = add_to('event_bytes', #event)
   if count > limits.events or bytes > limits.event_bytes then drop_oldest_events(count) end
-  if get('webhook') then deliver(event) end
+  report(event)
 end
 
 -- Writes the sample again, without every second event of `thinned_stage` if that is not nil. Deleted
@@ -108,7 +108,7 @@ local function append_progress(event, stage)
     sample.deleted = 0
   end
   set({[field] = cjson.encode(sample)})
-  if get('webhook') then deliver(event) end
+  report(event)
 end
 
 local function append_events(events)

@@ -14,7 +14,9 @@ local function is_gpu_time_running() return get('gpu_start') end
 
 -- Notes that the running start lives: if it is lost, it has used its GPU until here.
 local function note_alive()
-  if is_gpu_time_running() and now - get('alive_at') >= alive_every_s then set({alive_at = now}) end
+  if is_gpu_time_running() and now - (tonumber(get('alive_at')) or 0) >= alive_every_s then
+    set({alive_at = now})
+  end
 end
 
 local function drop_gpu_time() unset('gpu_start', 'alive_at') end
@@ -24,6 +26,8 @@ local function end_gpu_time(ended_at)
   if not is_gpu_time_running() then return end
   local class, price, currency, began_at = string.match(
     get('gpu_start'), '^(%S+) (%S+) (%S+) (%S+)$')
+  began_at, ended_at = tonumber(began_at), tonumber(ended_at)
+  if not began_at or not ended_at then return drop_gpu_time() end  -- they cannot be read
   local ms = math.max(0, math.floor((ended_at - began_at) * 1000 + 0.5))
   local amounts = {gpu_ms = ms, ['gpu_ms:' .. class] = ms}
   if price == '-' then amounts.unpriced_gpu_ms = ms
@@ -32,7 +36,7 @@ local function end_gpu_time(ended_at)
   add_usage(get('tenant') or '', amounts)
   if currency ~= '-' then
     set({currency = currency})
-    redis.call('HSET', usage_key(get('tenant') or ''), 'currency', currency)
+    redis.pcall('HSET', usage_key(get('tenant') or ''), 'currency', currency)
   end
   add_counts({[metrics.gpu_seconds .. '|' .. class] = math.floor(ms / 1000 + 0.5)})
   drop_gpu_time()

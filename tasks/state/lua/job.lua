@@ -62,7 +62,7 @@ local function unset(...)
 end
 
 local function add_to(field, by)
-  local sum = tonumber(get(field) or 0) + by
+  local sum = (tonumber(get(field)) or 0) + by
   set({[field] = sum})
   return sum
 end

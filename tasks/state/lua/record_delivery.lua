@@ -22,6 +22,11 @@ elseif was_pending then
   redis.call('HINCRBY', deliveries_key, 'pending', -1)
 end
 redis.call('HSET', deliveries_key, sequence, cjson.encode(delivery))
+-- The log has dropped those of its time while it was pending.
+local newest = tonumber(redis.call('HGET', deliveries_key, 'sequence')) or 0
+if delivery.status ~= 'pending' and tonumber(sequence) <= newest - limits.deliveries then
+  redis.call('HDEL', deliveries_key, sequence)
+end
 if is_gone == '1' then redis.call('HSET', deliveries_key, 'gone', '1') end
 schedule_tenant(tenant)
 return delivery.status

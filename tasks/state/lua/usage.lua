@@ -1,4 +1,5 @@
--- What tenants use in a month, and their quotas of it. Needs `time` and `keys`.
+-- What tenants use in a month, and their quotas of it. Needs `time` and `keys`. A counter or a quota
+-- that cannot be read stops no job: it is left as it is, and counts as none.
 
 -- The month of the broker's clock, in UTC: 2026-11. The calendar is that of Howard Hinnant's
 -- "chrono-Compatible Low-Level Date Algorithms", civil_from_days.
@@ -19,47 +20,52 @@ local function usage_key(tenant) return keys.usage .. ':' .. this_month() .. ':'
 -- Adds to what a tenant has used this month: `amounts` maps fields to whole numbers.
 local function add_usage(tenant, amounts)
   local key, tenants = usage_key(tenant), keys.usage .. ':' .. this_month()
-  for field, by in pairs(amounts) do redis.call('HINCRBY', key, field, by) end
-  redis.call('SADD', tenants, tenant)
+  for field, by in pairs(amounts) do redis.pcall('HINCRBY', key, field, by) end
+  redis.pcall('SADD', tenants, tenant)
   for _, name in ipairs({key, tenants}) do redis.call('EXPIRE', name, limits.usage_ttl_s) end
 end
 
 -- A tenant's quotas, or those of every tenant without its own.
 local function quotas_of(tenant)
-  local quotas = redis.call('HMGET', keys.quotas, tenant, '*')
-  return cjson.decode(quotas[1] or quotas[2] or '{}')
+  local texts = redis.pcall('HMGET', keys.quotas, tenant, '*')
+  local is_read, quotas = pcall(cjson.decode, texts[1] or texts[2] or '{}')
+  return is_read and type(quotas) == 'table' and quotas or {}
 end
 
 -- Names the monthly quota that a tenant has used up, if any: its waiting jobs are held.
 local function used_up_quota(tenant)
   local quotas = quotas_of(tenant)
-  if not quotas.gpu_hours and not quotas.money then return nil end
-  local used = redis.call('HMGET', usage_key(tenant), 'gpu_ms', 'cost_micros')
-  if quotas.gpu_hours and tonumber(used[1] or 0) >= quotas.gpu_hours * 3.6e6 then
-    return 'gpu_hours'
-  end
-  if quotas.money and tonumber(used[2] or 0) >= quotas.money * 1e6 then return 'money' end
+  local gpu_hours, money = tonumber(quotas.gpu_hours), tonumber(quotas.money)
+  if not gpu_hours and not money then return nil end
+  local used = redis.pcall('HMGET', usage_key(tenant), 'gpu_ms', 'cost_micros')
+  if gpu_hours and (tonumber(used[1]) or 0) >= gpu_hours * 3.6e6 then return 'gpu_hours' end
+  if money and (tonumber(used[2]) or 0) >= money * 1e6 then return 'money' end
   return nil
 end
 
 -- Names the quota that refuses another job of a tenant, if any.
 local function refusing_quota(tenant)
   local quotas, waiting = quotas_of(tenant), 0
-  if quotas.max_waiting then
+  local max_waiting = tonumber(quotas.max_waiting)
+  if max_waiting then
     for _, queue in ipairs(redis.call('SMEMBERS', keys.tenant_queues)) do
-      waiting = waiting + redis.call('ZCARD', tenant_queue_key(queue, tenant))
+      waiting = waiting + (tonumber(redis.pcall('ZCARD', tenant_queue_key(queue, tenant))) or 0)
     end
-    if waiting >= quotas.max_waiting then return 'max_waiting' end
+    if waiting >= max_waiting then return 'max_waiting' end
   end
-  return not quotas.hold and used_up_quota(tenant) or nil
+  return quotas.hold ~= true and used_up_quota(tenant) or nil
 end
+
+-- By tenant: hundreds may wait, each in front of many queues.
+local is_within = {}
 
 -- Those of the tenants whose jobs no quota holds.
 local function tenants_within_quotas(tenants)
   if redis.call('EXISTS', keys.quotas) == 0 then return tenants end
   local within = {}
   for _, tenant in ipairs(tenants) do
-    if not used_up_quota(tenant) then table.insert(within, tenant) end
+    if is_within[tenant] == nil then is_within[tenant] = not used_up_quota(tenant) end
+    if is_within[tenant] then table.insert(within, tenant) end
   end
   return within
 end

@@ -82,3 +82,8 @@ local function deliver(text)
   end
   for _, key in ipairs({deliveries_key, pending, keys.webhook_tenants}) do renew_ttl(key) end
 end
+
+-- Delivers an event of a job with a webhook. No job fails by what cannot be read of its deliveries.
+local function report(text)
+  if get('webhook') and not pcall(deliver, text) then count(metrics.job_webhooks, 'dropped') end
+end

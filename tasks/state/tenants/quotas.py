@@ -5,8 +5,11 @@ They are kept in the broker, where a change counts at once, and scripts go by th
 dispatched or runs is never stopped by a quota.
 """
 
-from typing import cast
+import json
+import logging
+from typing import Annotated, cast
 
+from pydantic import Field, ValidationError
 from redis import Redis
 
 from tasks.clock import broker_time
@@ -16,6 +19,10 @@ from tasks.state.keys import QUOTAS, USAGE_TTL
 from tasks.state.tenants.usage import Usage, UsageStore, month_name, next_month
 from tasks.strict_model import PositiveFloat, PositiveInt, StrictModel
 
+logger = logging.getLogger(__name__)
+
+MAX_WAITING = 1_000_000
+"""The largest quota of waiting jobs; scripts write larger numbers as fractions."""
 # A waiting job may be dispatched at any time.
 _RETRY_WAITING_S = 60
 
@@ -27,7 +34,7 @@ class Quota(StrictModel):
     """GPU hours a month, of all classes together."""
     money: PositiveFloat | None = None
     """The cost of GPUs a month, in the currency of ``TRAINING_GPU_PRICES``."""
-    max_waiting: PositiveInt | None = None
+    max_waiting: Annotated[PositiveInt, Field(le=MAX_WAITING)] | None = None
     """Jobs that wait in the tenant's queues at a time."""
     hold: bool = False
     """Whether a job that is submitted after a month's quota is used up waits for the next month,
@@ -63,12 +70,12 @@ class Quotas:
     def all(self) -> dict[str, Quota]:
         """Return the quotas by tenant; ``*`` is every tenant without its own."""
         texts = cast("dict[str, str]", self._redis.hgetall(QUOTAS))
-        return {tenant: Quota.model_validate_json(text) for tenant, text in sorted(texts.items())}
+        return {tenant: _parsed(tenant, text) for tenant, text in sorted(texts.items())}
 
     def of(self, tenant: str) -> Quota:
         """Return the quotas that a tenant has."""
         own, others = cast("list[str | None]", self._redis.hmget(QUOTAS, tenant, "*"))
-        return Quota.model_validate_json(own or others or "{}")
+        return _parsed(tenant, own or others or "{}")
 
     def change(self, tenant: str, changes: dict[str, float | bool | None]) -> Quota:
         """Change some of a tenant's quotas, and return all that it has then.
@@ -76,7 +83,11 @@ class Quotas:
         Args:
             tenant: The tenant, or ``*`` for every tenant without its own.
             changes: Fields of ``Quota``; None removes one.
+
+        Raises:
+            pydantic.ValidationError: A quota is out of its range.
         """
+        Quota.model_validate(changes)
         text = scripts.set_quota(
             self._redis,
             quotas_key=QUOTAS,
@@ -84,7 +95,7 @@ class Quotas:
             tenant=tenant,
             changes=changes,
         )
-        return Quota.model_validate_json(text)
+        return _parsed(tenant, text)
 
     def remove(self, tenant: str) -> bool:
         """Remove a tenant's quotas; return whether it had any."""
@@ -133,3 +144,15 @@ class Quotas:
         remedy = f"submit again from {renewal:%Y-%m-%d} (UTC), or ask the operator to raise it"
         left_s = renewal.timestamp() - broker_time(self._redis)
         return QuotaExceededError(f"{message}; {remedy}", max(1, round(left_s)))
+
+
+def _parsed(tenant: str, text: str) -> Quota:
+    """Parse a tenant's quotas without those that cannot be read, which the scripts ignore too."""
+    try:
+        return Quota.model_validate_json(text)
+    except ValidationError as error:
+        unread = {details["loc"][0] for details in error.errors() if details["loc"]}
+    logger.warning("quotas of %s cannot be read: %s", tenant, ", ".join(map(str, unread)) or "all")
+    if not unread:
+        return Quota()
+    return Quota(**{name: it for name, it in json.loads(text).items() if name not in unread})

@@ -7,16 +7,17 @@ if the queue has room. Any process may dispatch.
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import timedelta
 from typing import Any, cast
 
-from redis import Redis, RedisError
+from redis import Redis, RedisError, ResponseError
 
 from routing.fair_share import ROOM, TenantShare, TenantShares, next_tenant
 from tasks.clock import broker_time
 from tasks.errors import JobError
 from tasks.state import scripts
+from tasks.state.job_reader import execute_readable
 from tasks.state.job_store import DispatchOutcome
 from tasks.state.keys import (
     FLEET,
@@ -106,7 +107,8 @@ class TenantQueues:
             with self._redis.pipeline(transaction=False) as pipe:
                 for tenant in tenants:
                     pipe.zcard(tenant_queue_key(queue, tenant))
-                waiting[queue] = dict(zip(tenants, pipe.execute(), strict=True))
+                counts = [count or 0 for count in execute_readable(pipe)]
+                waiting[queue] = dict(zip(tenants, counts, strict=True))
         return waiting
 
     def oldest_waits_s(self, tenant: str | None = None) -> dict[str, float]:
@@ -124,10 +126,10 @@ class TenantQueues:
         with self._redis.pipeline(transaction=False) as pipe:
             for queue, name in places:
                 pipe.zrange(tenant_since_key(queue, name), 0, 0, withscores=True)
-            replies = cast("list[list[tuple[str, float]]]", pipe.execute())
+            replies = cast("list[list[tuple[str, float]] | None]", execute_readable(pipe))
         now, waits = broker_time(self._redis), dict[str, float]()
         for (queue, _), entries in zip(places, replies, strict=True):
-            for _, since in entries:
+            for _, since in entries or ():
                 waits[queue] = max(waits.get(queue, 0.0), now - since)
         return waits
 
@@ -137,16 +139,7 @@ class TenantQueues:
         in_flight: Counter[str] = Counter(tenants_in_flight)
         shares = shares_in(hash_of(fleet))
         for queue, waiting in sorted(queues):
-            tenant = next_tenant(waiting, in_flight, shares)
-            if tenant is None:
-                continue
-            outcome, *reply = scripts.dispatch_job(
-                self._redis,
-                tenant_queue=tenant_queue_key(queue, tenant),
-                ttl_s=self._ttl_s,
-                queue=queue,
-                tenant=tenant,
-            )
+            outcome, *reply = self._send_one_of(queue, waiting, in_flight, shares)
             if outcome == DispatchOutcome.SENT:
                 job_id, fields, candidates = reply
                 if fields:
@@ -156,6 +149,32 @@ class TenantQueues:
             if outcome == _GONE:  # its tenant queue has changed: ask again
                 return scripts.dispatch_candidates(self._redis)
         return []
+
+    def _send_one_of(
+        self,
+        queue: str,
+        waiting: Collection[str],
+        in_flight: Counter[str],
+        shares: TenantShares,
+    ) -> list[Any]:
+        """Send the next job of a queue; return the script's reply.
+
+        A tenant whose jobs cannot be read delays no other.
+        """
+        tenants = list(waiting)
+        while (tenant := next_tenant(tenants, in_flight, shares)) is not None:
+            try:
+                return scripts.dispatch_job(
+                    self._redis,
+                    tenant_queue=tenant_queue_key(queue, tenant),
+                    ttl_s=self._ttl_s,
+                    queue=queue,
+                    tenant=tenant,
+                )
+            except ResponseError as error:
+                logger.warning("cannot dispatch a job of %s for %s: %s", tenant, queue, error)
+                tenants.remove(tenant)
+        return [DispatchOutcome.WAITING]
 
 
 def shares_in(fleet: Mapping[str, str]) -> dict[str, TenantShare]:

@@ -6,7 +6,7 @@ clock in UTC, and are kept for 13 months.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import cast
 
@@ -14,8 +14,9 @@ from pydantic import Field
 from redis import Redis
 
 from tasks.clock import broker_time
+from tasks.state.job_reader import read_hashes
 from tasks.state.keys import USAGE
-from tasks.state.record import gpu_seconds_of
+from tasks.state.record import count_in, gpu_seconds_of
 from tasks.strict_model import StrictModel
 
 MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])", re.ASCII)
@@ -61,16 +62,15 @@ class UsageStore:
 
     def of(self, tenant: str, month: str) -> Usage:
         """Return what a tenant used in a month."""
-        hash_ = self._redis.hgetall(f"{USAGE}:{month}:{tenant}")
-        return _usage(tenant, month, cast("dict[str, str]", hash_))
+        return self._read([tenant], month)[0]
 
     def all(self, month: str) -> list[Usage]:
         """Return what each tenant used in a month, by name."""
-        tenants = sorted(cast("set[str]", self._redis.smembers(f"{USAGE}:{month}")))
-        with self._redis.pipeline(transaction=False) as pipe:
-            for tenant in tenants:
-                pipe.hgetall(f"{USAGE}:{month}:{tenant}")
-            hashes = cast("list[dict[str, str]]", pipe.execute())
+        tenants = cast("set[str]", self._redis.smembers(f"{USAGE}:{month}"))
+        return self._read(sorted(tenants), month)
+
+    def _read(self, tenants: Sequence[str], month: str) -> list[Usage]:
+        hashes = read_hashes(self._redis, [f"{USAGE}:{month}:{tenant}" for tenant in tenants])
         return [
             _usage(tenant, month, fields) for tenant, fields in zip(tenants, hashes, strict=True)
         ]
@@ -89,14 +89,14 @@ def month_name(month: str) -> str:
 
 def _usage(tenant: str, month: str, fields: Mapping[str, str]) -> Usage:
     counts = {
-        name: int(fields.get(name, 0)) for name in ("submitted", "succeeded", "failed", "cancelled")
+        name: count_in(fields, name) for name in ("submitted", "succeeded", "failed", "cancelled")
     }
     return Usage(
         tenant=tenant,
         month=month,
         gpu_seconds=gpu_seconds_of(fields),
-        cost=int(fields.get("cost_micros", 0)) / 1e6,
-        unpriced_gpu_seconds=int(fields.get("unpriced_gpu_ms", 0)) / 1000,
+        cost=count_in(fields, "cost_micros") / 1e6,
+        unpriced_gpu_seconds=count_in(fields, "unpriced_gpu_ms") / 1000,
         currency=fields.get("currency"),
         **counts,
     )

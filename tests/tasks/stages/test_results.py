@@ -18,7 +18,7 @@ from tasks.stages.results import UnstoredResults
 from tasks.stages.worker_context import WorkerServices
 from tasks.state.artifacts import NO_ARTIFACTS
 from tasks.state.control import JobControl
-from tasks.state.job_store import JobStore
+from tasks.state.job_store import FollowOutcome, JobStore
 from tasks.state.record import StageRecord
 
 RESULT = {"published": "p", "manifest": "m", "sha256": "0", "files": ["f"]}
@@ -158,6 +158,34 @@ def test_a_replayed_job_stores_its_last_end(
     unstored.store()
     for result_id in ("first", "second"):
         assert app.AsyncResult(result_id).get(timeout=5)["sha256"] == "0"
+
+
+def test_a_result_that_comes_before_a_replay_follows_it(
+    send: Callable[[str], Any], state: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send("first")
+    fail(state)
+    follow = state.follow
+
+    def followed_late(job_id: str, result_id: str) -> FollowOutcome:
+        outcome = follow(job_id, result_id)
+        if outcome == FollowOutcome.ENDED:
+            JobControl(state._redis, timedelta(hours=1)).replay(job_id)
+        return outcome
+
+    monkeypatch.setattr(state, "follow", followed_late)
+    assert send("second") is None
+    assert state.summary("mine").other_result_ids == ("second",)
+
+
+def test_a_record_that_cannot_be_read_delays_no_result(
+    send: Callable[[str], Any], state: JobStore, unstored: UnstoredResults
+) -> None:
+    state._redis.set("training:job:odd", "no hash", ex=60)
+    state._redis.zadd("training:jobs:results", {"odd": 1.0})
+    send("first")
+    fail(state)
+    assert unstored.store() == ["mine"]
 
 
 def test_the_seventeenth_result_gets_the_job_id_only(

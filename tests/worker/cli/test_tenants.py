@@ -31,6 +31,8 @@ def test_quotas_are_set_shown_and_unset(invoke: Invoke, broker_url: str, job_fil
         "max_waiting": 1,
         "hold": True,
     }
+    for number in ("1.5", "1e15"):
+        run("tenants", "set", "acme", "--max-waiting", number, code=2)
     run("submit", str(job_file))
     assert "acme has 1 waiting jobs, its maximum" in run("submit", str(job_file), code=21)
     [row] = json.loads(run("tenants", "--json"))

@@ -16,9 +16,11 @@ from standardwebhooks import Webhook
 
 from tasks import events
 from tasks.errors import ErrorCode, InvalidStateError, JobError
+from tasks.metrics import JOB_WEBHOOKS
 from tasks.stages.submit import submit
 from tasks.state.artifacts import NO_ARTIFACTS
 from tasks.state.control import JobControl
+from tasks.state.counters import Counters
 from tasks.state.fencing_token import FencingToken
 from tasks.state.job_store import JobStore
 from tasks.state.record import StageRecord
@@ -531,3 +533,52 @@ def test_an_unreadable_delivery_delays_no_other(
     fail(state, last_id := submit_job())
     run(webhooks)
     assert [body["data"]["job_id"] for body in receiver.bodies()] == [last_id]
+
+
+@pytest.mark.parametrize("broken", ["text", "attempts", "deliveries", "member"])
+def test_a_broken_delivery_delays_no_other_of_its_tenant(
+    webhooks: JobWebhooks,
+    state: JobStore,
+    receiver: Receiver,
+    redis_client: Redis,
+    submit_job: Submit,
+    broken: str,
+) -> None:
+    fail(state, job_id := submit_job())
+    log = f"training:job:{job_id}:deliveries"
+    if broken == "deliveries":
+        redis_client.set(log, "no hash", ex=60)
+    elif broken == "member":
+        redis_client.zadd(PENDING, {"odd": 1.0})
+    else:
+        redis_client.hset(log, "1", "no JSON" if broken == "text" else '{"attempts": null}')
+    fail(state, submit_job())
+    run(webhooks)
+    assert len(receiver.received) == (2 if broken == "member" else 1)
+    assert redis_client.exists(PENDING) == 0
+
+
+@pytest.mark.parametrize("broken", ["pending", "deliveries"])
+def test_deliveries_that_cannot_be_written_stop_no_job(
+    state: JobStore, redis_client: Redis, submit_job: Submit, broken: str
+) -> None:
+    job_id = submit_job("started", "failed")
+    key = PENDING if broken == "pending" else f"training:job:{job_id}:deliveries"
+    redis_client.set(key, "of another type", ex=60)
+    begin(state, job_id)
+    JobControl(redis_client, HOUR).cancel(job_id)
+    assert redis_client.hget(f"training:job:{job_id}", "status") == "cancelling"
+    counts = Counters(redis_client, HOUR).read()
+    assert JOB_WEBHOOKS.one("dropped").items() <= counts.items()
+
+
+def test_a_late_answer_leaves_the_log_short(
+    state: JobStore, redis_client: Redis, submit_job: Submit, deliveries: WebhookDeliveries
+) -> None:
+    job_id = submit_job("accepted")
+    now = time.time()
+    claimed = deliveries.claim("default", now, now + 60)
+    assert claimed is not None
+    redis_client.hset(f"training:job:{job_id}:deliveries", "sequence", 300)
+    deliveries.record(claimed, "delivered", "accepted", now=now)
+    assert deliveries.log(job_id) == []

@@ -14,6 +14,7 @@ from tasks.stages.submit import submit
 from tasks.state.artifacts import NO_ARTIFACTS
 from tasks.state.control import JobControl
 from tasks.state.fencing_token import FencingToken
+from tasks.state.fleet_snapshot import read_fleet
 from tasks.state.job_store import DispatchOutcome, JobStore, StartOutcome
 from tasks.state.keys import tenant_queue_key
 from tasks.state.record import JobStatus, StageRecord
@@ -268,3 +269,19 @@ def test_dispatch_costs_one_call_if_no_queue_has_room(
     stats = redis_client.info("commandstats")
     assert stats["cmdstat_evalsha"]["calls"] == 1
     assert not stats.keys() & {"cmdstat_zrange", "cmdstat_hvals", "cmdstat_hgetall"}
+
+
+@pytest.mark.parametrize("broken", ["queue", "record"])
+def test_what_cannot_be_read_delays_no_other_tenant(
+    queues: TenantQueues, submit_for: Callable[..., str], redis_client: Redis, broken: str
+) -> None:
+    fill(redis_client)
+    first, other = submit_for("a"), submit_for("b")
+    key = tenant_queue_key("cpu", "a") if broken == "queue" else record_key(first)
+    redis_client.set(key, "of another type", ex=60)
+    assert sum(queues.waiting()["cpu"].values()) == (1 if broken == "queue" else 2)
+    assert queues.oldest_waits_s().keys() == {"cpu"}
+    snapshot = read_fleet(redis_client)
+    assert snapshot.waiting["cpu", "b"] == 1
+    redis_client.delete("cpu")
+    assert queues.dispatch() == [other]

@@ -6,6 +6,7 @@ from importlib.resources import files
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from redis import Redis
 
 from routing.classes import GpuPrices, MemoryClass
@@ -16,6 +17,7 @@ from tasks.events import Note
 from tasks.stages.submit import submit
 from tasks.state.artifacts import NO_ARTIFACTS
 from tasks.state.fencing_token import FencingToken
+from tasks.state.fleet_snapshot import read_fleet
 from tasks.state.job_store import JobStore
 from tasks.state.record import StageRecord
 from tasks.state.tenants.quotas import Quota, Quotas
@@ -190,3 +192,58 @@ def test_scripts_know_the_month_of_a_day(redis_client: Redis, day: str) -> None:
     for second in (seconds, seconds + 86399):
         script = f"local time = {{'{second}', '0'}}\n{code}\nreturn this_month()"
         assert redis_client.eval(script, 0) == day[:7]
+
+
+@pytest.mark.parametrize("broken", ["counter", "hash", "quota", "quotas"])
+def test_what_cannot_be_read_stops_no_job(
+    jobs: JobStore, redis_client: Redis, job_id: str, job_document: dict[str, Any], broken: str
+) -> None:
+    usage, quotas = UsageStore(redis_client), Quotas(redis_client)
+    used = f"training:usage:{usage.this_month()}:acme"
+    quotas.change("acme", {"gpu_hours": 1, "max_waiting": 9})
+    if broken == "counter":
+        redis_client.hset(used, items=["gpu_ms", "many", "gpu_ms:40gb", "many", "failed", "x"])
+    elif broken == "hash":
+        redis_client.set(used, "no hash", ex=60)
+    elif broken == "quota":
+        redis_client.hset("training:quotas", "acme", '{"gpu_hours": "no", "new": 1}')
+        redis_client.hset("training:quotas", "zoo", "no JSON")
+    else:
+        redis_client.set("training:quotas", "no hash", ex=60)
+    token = begun_ago(jobs, redis_client, job_id, 100, "t1")
+    jobs.fail(job_id, token, JobError("broken", ErrorCode.TRAINER_FAILED))
+    assert jobs.get(job_id).gpu_use.seconds["40gb"] == pytest.approx(100, abs=2)
+    redis_client.rpush("cpu", "a message")
+    waiting = [
+        submit({**job_document, "tenant": tenant}, jobs, "r").job_id for tenant in ("acme", "zoo")
+    ]
+    redis_client.delete("cpu")
+    assert TenantQueues(redis_client, HOUR).dispatch() == waiting[:1]
+    if broken != "quotas":
+        assert read_fleet(redis_client).held == set()
+        assert {use.tenant for use in usage.all(usage.this_month())} == {"acme", "zoo"}
+
+
+def test_a_start_that_cannot_be_read_counts_nothing(
+    jobs: JobStore, redis_client: Redis, job_id: str
+) -> None:
+    token = begun_ago(jobs, redis_client, job_id, 100, "t1")
+    redis_client.hset(record_key(job_id), items=["gpu_start", "40gb", "alive_at", "x"])
+    assert jobs.requested_state(job_id, token) == "running"
+    jobs.release(job_id, token, NOTE)
+    assert jobs.get(job_id).gpu_use.seconds == {}
+
+
+def test_a_quota_beyond_its_range_changes_nothing(redis_client: Redis) -> None:
+    quotas = Quotas(redis_client)
+    with pytest.raises(ValidationError):
+        quotas.change("acme", {"max_waiting": 10**15})
+    assert quotas.all() == {}
+
+
+def test_the_readable_part_of_quotas_counts(redis_client: Redis) -> None:
+    quotas = Quotas(redis_client)
+    redis_client.hset("training:quotas", "acme", '{"money": 2, "max_waiting": 1e+15, "new": 1}')
+    assert quotas.all() == {"acme": Quota(money=2)}
+    redis_client.hset("training:quotas", "acme", "[]")
+    assert quotas.change("acme", {"money": 3}) == quotas.of("acme") == Quota(money=3)
