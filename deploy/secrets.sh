@@ -24,6 +24,7 @@ for role in admin worker backend console metrics flower; do
   rules=${rules//#${role^^}_SHA256/#$hash}
 done
 mkdir -p "$folder/grafana" "$folder/huggingface" "$folder/alertmanager"
+mkdir -p "$folder/tenants"  # TENANT/NAME: files of the operator, which this script leaves as they are
 once "$folder/flower/TRAINING_FLOWER_BASIC_AUTH" "operator:$(made)"
 once "$folder/grafana/password" "$(made)"
 once "$folder/alertmanager/webhook_url" "http://127.0.0.1:9/"  # your receiver of alerts
@@ -31,5 +32,5 @@ once "$folder/huggingface/token" ""  # for models that require an account
 # The server does not accept comments in the file.
 grep '^user ' <<< "$rules" > "$folder/users.acl.new"
 mv "$folder/users.acl.new" "$folder/users.acl"
-find "$folder" -type f -exec chmod 444 {} +
-find "$folder" -mindepth 1 -type d -exec chmod 755 {} +
+find "$folder" -path "$folder/tenants/*" -prune -o -type f -exec chmod 444 {} +
+find "$folder" -mindepth 1 -path "$folder/tenants/*" -prune -o -mindepth 1 -type d -exec chmod 755 {} +

@@ -124,14 +124,14 @@ def _of_kubernetes() -> Iterator[Process]:
                 env |= maps[source["configMapRef"]["name"]]["data"]
             env |= {entry["name"]: entry["value"] for entry in container.get("env", ())}
             assert pod is not None
-            [volume] = [each for each in pod["spec"]["volumes"] if "secret" in each]
-            role = volume["secret"]["secretName"].removeprefix("broker-")
+            [volume] = [each for each in pod["spec"]["volumes"] if each["name"] == "secrets"]
+            name = secret_of(volume)
+            role = name.removeprefix("broker-")
             [mount] = [each for each in container["volumeMounts"] if each["name"] == volume["name"]]
             [secret] = [
                 each
                 for each in everything
-                if each["kind"] == "Secret"
-                and each["metadata"]["name"] == volume["secret"]["secretName"]
+                if each["kind"] == "Secret" and each["metadata"]["name"] == name
             ]
             yield Process(
                 f"k8s {document['kind']} {document['metadata']['name']}",
@@ -141,6 +141,13 @@ def _of_kubernetes() -> Iterator[Process]:
                 mount["mountPath"],
                 pod["spec"].get("terminationGracePeriodSeconds", 30),
             )
+
+
+def secret_of(volume: dict[str, Any]) -> str:
+    """Return the name of the Secret of a volume, or of the first one that it projects."""
+    if "projected" in volume:
+        return str(volume["projected"]["sources"][0]["secret"]["name"])
+    return str(volume["secret"]["secretName"])
 
 
 def unit(path: Path) -> dict[str, dict[str, list[str]]]:

@@ -1,5 +1,6 @@
 """The manifests are valid for Compose, Kubernetes, KEDA, systemd and Docker."""
 
+import copy
 import json
 import re
 import shutil
@@ -17,6 +18,7 @@ import yaml
 from console.login import COOKIE
 from routing.classes import MemoryClass
 from routing.queues import ALL_QUEUES, CPU_QUEUE, INVOKE, SUBMIT_QUEUE, gpu_queue
+from tasks.access.tenant_secrets import TENANTS_FOLDER
 from tasks.hosts import is_allowed_host
 from tasks.settings.settings import Settings
 from tests.deploy.manifests import (
@@ -27,6 +29,7 @@ from tests.deploy.manifests import (
     documents,
     kubernetes_files,
     pod_of,
+    secret_of,
     unit,
 )
 
@@ -195,8 +198,8 @@ def test_pod_is_closed_and_its_references_exist(path: Path, document: dict[str, 
     claims = [template["metadata"] for template in templates]
     volumes = {volume["name"] for volume in [*spec["volumes"], *claims]}
     for volume in spec["volumes"]:
-        if "secret" in volume:
-            assert ("Secret", volume["secret"]["secretName"]) in existing
+        if volume.keys() & {"secret", "projected"}:
+            assert ("Secret", secret_of(volume)) in existing
         if "persistentVolumeClaim" in volume:
             claim = volume["persistentVolumeClaim"]["claimName"]
             assert ("PersistentVolumeClaim", claim) in existing
@@ -392,6 +395,51 @@ def test_consoles_component_patches_the_console() -> None:
     assert by_kind["Service"]["spec"]["sessionAffinity"] == "ClientIP"
     assert by_kind["PersistentVolumeClaim"]["spec"]["accessModes"] == ["ReadWriteMany"]
     assert by_kind["Deployment"]["spec"]["replicas"] == 2
+
+
+@pytest.mark.parametrize("file", ["base/cpu.yaml", "gpu/workers.yaml", "keda/workers.yaml"])
+def test_tenants_component_adds_their_secrets_to_workers(file: str) -> None:
+    component = DEPLOY / "k8s" / "tenants" / "kustomization.yaml"
+    content = yaml.safe_load(component.read_text("utf-8"))
+    for shared in documents(DEPLOY / "k8s" / file):
+        document, pod = copy.deepcopy(shared), pod_of(shared)
+        if pod is None:
+            continue
+        for entry in content["patches"]:
+            target = entry["target"]
+            names = re.compile(target.get("name", ".*"))
+            if target["kind"] == document["kind"] and names.fullmatch(document["metadata"]["name"]):
+                for patch in yaml.safe_load(entry["patch"]):
+                    apply(document, patch)
+        changed = pod_of(document)
+        assert changed is not None
+        [volume] = [it for it in changed["spec"]["volumes"] if it["name"] == "secrets"]
+        broker, tenant = volume["projected"]["sources"]
+        assert broker["secret"]["name"] == "broker-worker"
+        assert tenant["secret"]["items"][0]["path"].startswith(f"{TENANTS_FOLDER}/acme/")
+        if document["kind"] == "Deployment":
+            latest = kubernetes_validate.latest_version()
+            kubernetes_validate.validate(document, latest, strict=True)
+
+
+def test_workers_of_compose_have_tenants_secrets_and_trackers() -> None:
+    services = compose()["services"]
+    for name, service in services.items():
+        mount = f"./secrets/tenants:/run/secrets/{TENANTS_FOLDER}:ro"
+        has_secrets = mount in service.get("volumes", ())
+        assert has_secrets == (name.startswith("gpu-") or name == "cpu"), name
+    assert ",wandb,mlflow," in DOCKERFILE
+
+
+def test_secrets_script_leaves_tenants_secrets_as_they_are(tmp_path: Path) -> None:
+    script = ["bash", str(DEPLOY / "secrets.sh"), str(tmp_path)]
+    subprocess.run(script, check=True)
+    secret = tmp_path / TENANTS_FOLDER / "acme" / "hub"
+    secret.parent.mkdir()
+    secret.touch(0o600)
+    subprocess.run(script, check=True)
+    assert secret.stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "worker" / "TRAINING_BROKER_URL").stat().st_mode & 0o777 == 0o444
 
 
 def apply(document: dict[str, Any], patch: dict[str, Any]) -> None:
