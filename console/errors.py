@@ -13,6 +13,7 @@ ConsoleError
 ├── UnsupportedMediaTypeError  415, a body of another type
 ├── RangeNotSatisfiableError   416, the file has no such range
 ├── MisdirectedError           421, a host name that is not served here
+├── InvalidRequestError        422, a parameter, header or form that cannot be
 ├── TooManyError               429, too often, or too many at a time
 ├── UnavailableError           503, the broker is unavailable
 ├── ApiKeysUnavailableError    503, the file of API keys cannot be read
@@ -178,6 +179,28 @@ class MisdirectedError(ConsoleError):
     def __init__(self) -> None:
         message = "this host name is not served here; add it to TRAINING_ALLOWED_HOSTS"
         super().__init__(message, "Host")
+
+
+class InvalidRequestError(ConsoleError):
+    """A parameter, a header or a form of the request is impossible.
+
+    Args:
+        message: What is wrong.
+        location: Where.
+        remedy: What to do.
+    """
+
+    status = 422
+    code = "invalid_request"
+
+    def __init__(self, message: str, location: str, remedy: str) -> None:
+        super().__init__(message, location)
+        self._remedy = remedy
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What is wrong, and what to do."""
+        return (Problem(self.location, self.message, self._remedy),)
 
 
 class TooManyError(ConsoleError):

@@ -110,7 +110,7 @@ async def list_jobs(
     try:
         labels = parse_labels(label)
     except ValueError as error:
-        raise BadRequestError(f"label: {error}") from error
+        raise BadRequestError(str(error), "label") from error
     wanted = JobFilter(
         text=search or "",
         status=status,

@@ -6,8 +6,7 @@ from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
-from console.errors import BadRequestError, UnsupportedMediaTypeError
-from tasks.errors import InvalidJobError, Problem
+from console.errors import BadRequestError, InvalidRequestError, UnsupportedMediaTypeError
 
 FORM_TYPE = "multipart/form-data"
 FIELD = "file"
@@ -67,7 +66,7 @@ class FormFile:
 
         Raises:
             BadRequestError: The form is malformed or truncated.
-            InvalidJobError: It has another field than the file.
+            InvalidRequestError: It has another field than the file.
         """
         while self.name is None:
             await self._read()
@@ -78,7 +77,7 @@ class FormFile:
 
         Raises:
             BadRequestError: The form is malformed or truncated.
-            InvalidJobError: It has another field than the file.
+            InvalidRequestError: It has another field than the file.
         """
         while True:
             data, self._data = self._data, []
@@ -130,6 +129,6 @@ class FormFile:
         self._is_complete = True
 
 
-def _other_fields() -> InvalidJobError:
-    message = "must be the form's one field, and a file"
-    return InvalidJobError([Problem(FIELD, message, "send it as curl -F file=@images.zip does")])
+def _other_fields() -> InvalidRequestError:
+    message = f"the form must have one field, {FIELD!r}, with a file"
+    return InvalidRequestError(message, FIELD, "send it as curl -F file=@images.zip does")

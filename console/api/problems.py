@@ -198,7 +198,8 @@ async def _invalid_request(_request: Request, error: Exception) -> Response:
 
 def _problem(details: Mapping[str, Any]) -> Problem:
     location = ".".join(str(part) for part in details["loc"])
-    return Problem(location, str(details["msg"]), code=problem_code(details["type"]))
+    message = str(details["msg"]).removeprefix("Value error, ")
+    return Problem(location, message, code=problem_code(details["type"]))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

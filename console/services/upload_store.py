@@ -25,6 +25,7 @@ from console.errors import (
     ChecksumError,
     ConflictError,
     InsufficientStorageError,
+    InvalidRequestError,
     NotFoundError,
     TooLargeError,
     TooManyError,
@@ -39,7 +40,6 @@ from tasks.data.uploads import (
     is_upload_id,
     tenants_with_uploads,
 )
-from tasks.errors import InvalidJobError, Problem
 from tasks.escaping import escaped, shortened
 from tasks.settings.settings import Settings
 from tasks.store import UPLOADS, Store
@@ -101,7 +101,7 @@ class UploadStore:
             length: Size of the complete upload in bytes.
 
         Raises:
-            InvalidJobError: The length is not positive.
+            InvalidRequestError: The length is not positive.
             TooLargeError: The length is above the maximum.
             TooManyError: The tenant has too many incomplete uploads.
             InsufficientStorageError: The disk has too little space, or the tenant's quota.
@@ -111,7 +111,9 @@ class UploadStore:
 
     def _create(self, tenant: str, name: str, length: int) -> UploadView:
         if length <= 0:
-            raise InvalidJobError([Problem("Upload-Length", "must be above 0")])
+            raise InvalidRequestError(
+                "Upload-Length must be above 0", "Upload-Length", "send a file that is not empty"
+            )
         if length > self._max_bytes:
             raise TooLargeError(
                 f"an upload has at most {self._max_bytes:,} bytes; this one has {length:,}"
@@ -147,7 +149,7 @@ class UploadStore:
             chunks: The bytes.
 
         Raises:
-            InvalidJobError: No byte arrives.
+            InvalidRequestError: No byte arrives.
             TooLargeError: The upload is larger than the maximum.
             TooManyError: The tenant has too many incomplete uploads.
             TooSlowError: The sender was idle for too long.
@@ -347,12 +349,12 @@ class UploadStore:
         """Record the bytes that have arrived as the length of an upload.
 
         Raises:
-            InvalidJobError: There are none.
+            InvalidRequestError: There are none.
         """
         folder = self._path(tenant, upload_id)
         length = (folder / "data").stat().st_size
         if not length:
-            raise InvalidJobError([Problem("file", "is empty", "send the file's bytes")])
+            raise InvalidRequestError("the file is empty", "file", "send the file's bytes")
         about = json.loads((folder / "about.json").read_text("utf-8"))
         (folder / "about.json").write_text(json.dumps({**about, "length": length}), "utf-8")
 

@@ -5,14 +5,13 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from console.errors import ConflictError, ForbiddenError, NotFoundError
+from console.errors import ConflictError, ForbiddenError, InvalidRequestError, NotFoundError
 from console.services.dataset_checks import DatasetChecks
 from console.services.threads import in_thread
 from console.services.upload_store import Checksum, UploadStore
 from console.views import ImageView, UploadView
 from tasks.access.api_keys import Caller
 from tasks.data.uploads import is_upload_id
-from tasks.errors import InvalidJobError, Problem
 from tasks.jobs.job import SafeName, TrainingJob
 
 _TENANT: TypeAdapter[str] = TypeAdapter(SafeName)
@@ -47,7 +46,7 @@ class Uploads:
             TooManyError: The tenant has too many incomplete uploads.
             InsufficientStorageError: The disk has too little space, or the tenant's quota.
             ForbiddenError: The tenant is not the caller's.
-            InvalidJobError: The tenant is not the name of one.
+            InvalidRequestError: The tenant is not the name of one.
         """
         return self._store.create(_owner_of_new(caller, tenant), name, length)
 
@@ -63,7 +62,7 @@ class Uploads:
 
         Raises:
             ForbiddenError: The tenant is not the caller's.
-            InvalidJobError: The tenant is not the name of one.
+            InvalidRequestError: The tenant is not the name of one.
         """
         return await self._store.receive(_owner_of_new(caller, tenant), name, max_length, chunks)
 
@@ -151,23 +150,23 @@ class Uploads:
         return self._store.owner_of(upload_id) or _DEFAULT_TENANT
 
 
-def checked_tenant(tenant: str, location: str) -> str:
+def checked_tenant(tenant: str) -> str:
     """Return the name of a tenant.
 
     Raises:
-        InvalidJobError: It is not the name of one.
+        InvalidRequestError: It is not the name of one.
     """
     try:
         return _TENANT.validate_python(tenant)
     except ValidationError as error:
-        problem = "must be a tenant's name: letters, digits, '-', '_' and single dots"
-        raise InvalidJobError([Problem(location, problem)]) from error
+        rule = "use letters, digits, '-', '_' and single dots"
+        raise InvalidRequestError("this is no name of a tenant", "tenant", rule) from error
 
 
 def _owner_of_new(caller: Caller, tenant: str | None) -> str:
     """Return the tenant of an upload that the caller creates; it becomes a folder's name."""
     if caller.tenant is None:
-        return checked_tenant(tenant or _DEFAULT_TENANT, "Upload-Metadata.tenant")
+        return checked_tenant(tenant or _DEFAULT_TENANT)
     if tenant not in (None, caller.tenant):
         raise ForbiddenError("this key uploads for its own tenant only", "tenant")
     return caller.tenant

@@ -1,13 +1,12 @@
 """Webhooks as a caller sees them: secrets of its tenant, and deliveries of its jobs."""
 
-from console.errors import ForbiddenError, NotFoundError
+from console.errors import ForbiddenError, InvalidRequestError, NotFoundError
 from console.services.jobs import Jobs
 from console.services.threads import in_thread
 from console.services.uploads import checked_tenant
 from console.views import DeliveriesView, NewWebhookSecretView, WebhookSecretsView
 from tasks.access.api_keys import Caller
 from tasks.client import Client
-from tasks.errors import InvalidJobError, Problem
 
 
 class JobWebhooks:
@@ -27,7 +26,7 @@ class JobWebhooks:
 
         Raises:
             ForbiddenError: The tenant is not the caller's.
-            InvalidJobError: An operator names no tenant, or none.
+            InvalidRequestError: An operator names no tenant, or none.
             WebhookSecretError: The tenant has two secrets.
         """
         owner = _owner(caller, tenant)
@@ -82,8 +81,10 @@ def _owner(caller: Caller, tenant: str | None) -> str:
     """Return the tenant whose secrets a request is about."""
     if caller.tenant is None:
         if tenant is None:
-            raise InvalidJobError([Problem("tenant", "is missing; name the owner of the secrets")])
-        return checked_tenant(tenant, "tenant")
+            raise InvalidRequestError(
+                "an operator's key names no tenant", "tenant", "add ?tenant=NAME to the address"
+            )
+        return checked_tenant(tenant)
     if tenant not in (None, caller.tenant):
         raise ForbiddenError("this key is for the webhooks of its own tenant only", "tenant")
     return caller.tenant
