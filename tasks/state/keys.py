@@ -38,7 +38,7 @@ USAGE = "training:usage"
 QUOTAS = "training:quotas"
 """Hash: the quotas of each tenant, as JSON; ``*`` is every tenant without its own."""
 USAGE_TTL = timedelta(days=400)
-"""How long both are kept after their last change: 13 months. The maintenance renews the quotas."""
+"""How long both are kept: 13 months. The maintenance renews the quotas."""
 
 PENDING_WEBHOOKS = "training:webhooks"
 """Sorted set: the ids of ended jobs whose webhook is not delivered, by the next delivery's time."""

@@ -17,10 +17,15 @@ end
 
 local function usage_key(tenant) return keys.usage .. ':' .. this_month() .. ':' .. tenant end
 
--- Adds to what a tenant has used this month: `amounts` maps fields to whole numbers.
+-- Adds to what a tenant has used this month: `amounts` maps fields to whole numbers. A month's keys
+-- live from the first uses in it, since every job pays for this.
 local function add_usage(tenant, amounts)
-  local key, tenants = usage_key(tenant), keys.usage .. ':' .. this_month()
-  for field, by in pairs(amounts) do redis.pcall('HINCRBY', key, field, by) end
+  local tenants = keys.usage .. ':' .. this_month()
+  local key, is_new = tenants .. ':' .. tenant, false
+  for field, by in pairs(amounts) do
+    is_new = redis.pcall('HINCRBY', key, field, by) == by or is_new
+  end
+  if not is_new then return end
   redis.pcall('SADD', tenants, tenant)
   for _, name in ipairs({key, tenants}) do redis.call('EXPIRE', name, limits.usage_ttl_s) end
 end
@@ -28,7 +33,9 @@ end
 -- A tenant's quotas, or those of every tenant without its own.
 local function quotas_of(tenant)
   local texts = redis.pcall('HMGET', keys.quotas, tenant, '*')
-  local is_read, quotas = pcall(cjson.decode, texts[1] or texts[2] or '{}')
+  local text = texts[1] or texts[2]
+  if not text then return {} end
+  local is_read, quotas = pcall(cjson.decode, text)
   return is_read and type(quotas) == 'table' and quotas or {}
 end
 
