@@ -159,7 +159,12 @@ class Recovery:
         report = RecoveryReport()
         listed = self.store.iterate(ARCHIVE)
         while page := list(islice(listed, _PAGE)):
-            found = {_job_id(info.key): info for info in page}
+            # Any other object below the prefix archives no job, whatever it is named.
+            found = {
+                job_id: info
+                for info in page
+                if info.key == archived_record_key(job_id := _job_id(info.key))
+            }
             existing = self.jobs.existing(found)
             report.existing += len(existing)
             for job_id, info in found.items():

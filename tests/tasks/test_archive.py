@@ -166,6 +166,15 @@ def test_what_cannot_be_used_is_reported(
     assert state._redis.dbsize() == 0
 
 
+def test_another_object_of_the_same_name_hides_no_record(
+    state: JobStore, store: Store, job_id: str
+) -> None:
+    store.put(f"{ARCHIVE}/another/{job_id}.json", b"{}")
+    state._redis.flushall()
+    report = recover(state, store)
+    assert (report.restored, report.unreadable) == ([job_id], {})
+
+
 def test_signatures_of_addresses_are_not_archived(
     worker: WorkerContext, store: Store, job_id: str
 ) -> None:
