@@ -6,6 +6,7 @@ string, and the job continues. It ends with its input.
 
 import json
 import os
+import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ from tasks.tracking import TrackerRequest, WandbSecret
 from worker.tracker.run import TrackedRun
 
 _MAX_REASON = 300
+# MLflow with its dependencies takes some 0.3 GB, W&B's service less.
+_MAX_BYTES = 4 * 2**30
 
 
 def main() -> int:
     """Report a job's run until the input ends."""
+    _limit_memory()
     # Libraries write to the standard output as they like; this is our own.
     with os.fdopen(os.dup(1), "w") as output:
         os.dup2(2, 1)
@@ -31,6 +35,18 @@ def main() -> int:
             print(json.dumps(_reason(request, error)), file=output, flush=True)
             return 1
     return 0
+
+
+def _limit_memory() -> None:
+    """Bound what a server's answers can take of this machine's memory.
+
+    W&B's service inherits the limits. A core dump would write the secret to the disk.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        limit = _MAX_BYTES if hard == resource.RLIM_INFINITY else min(_MAX_BYTES, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
 
 
 def _report(run: TrackedRun) -> None:

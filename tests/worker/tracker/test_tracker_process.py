@@ -1,5 +1,6 @@
 """Runs in the trackers' own files, by their real libraries, and trackers that fail."""
 
+import contextlib
 import json
 import os
 import sys
@@ -188,6 +189,39 @@ def test_no_redirect_of_an_mlflow_server_is_followed(tmp_path: Path) -> None:
         server.shutdown()
     assert paths
     assert "/of-this-machine-only" not in paths
+
+
+@needs_mlflow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the limit")
+def test_an_endless_answer_of_an_mlflow_server_is_bounded(tmp_path: Path) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(bytes(2**20))
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Say nothing."""
+
+    less = "import worker.tracker.__main__ as it; it._MAX_BYTES = 2**29; it.main()"
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        secret = MlflowSecret(address=f"http://127.0.0.1:{server.server_port}")
+        request = request_of(secret, tmp_path)
+        Path(request.scratch_dir).mkdir()
+        tracker = TrackerProcess(request, os.environ, (sys.executable, "-P", "-c", less))
+        found: list[str | None] = []
+
+        def has_warned() -> bool:
+            found.append(tracker.warning())
+            return found[-1] is not None
+
+        wait_until(has_warned, timeout_s=50, description="a warning")
+        tracker.close("succeeded")
+        server.shutdown()
+    assert "get-by-name failed" in str(found[-1])
 
 
 @pytest.mark.parametrize(
