@@ -1,6 +1,7 @@
 """Events of a job as server-sent events, resumed from ``Last-Event-ID`` until the job's end."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Response
@@ -9,7 +10,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from console.api.access import JobReader, ServicesDep
 from console.api.openapi import reference
 from console.services.event_hub import EventStream
-from tasks.errors import NoBrokerError
+from tasks.errors import ApiKeysError, NoBrokerError
 
 router = APIRouter(tags=["jobs"])
 
@@ -63,22 +64,30 @@ async def open_stream(
     },
 )
 async def follow_job(
+    caller: JobReader,
+    services: ServicesDep,
     stream: Annotated[EventStream, Depends(open_stream, scope="request")],
 ) -> Response:
     """Stream a job's events; a browser's `EventSource` resumes an interrupted stream by itself."""
     if stream.record.status.ended and not await stream.wait():
         # A browser does not reconnect after this status.
         return Response(status_code=204)
-    return EventSourceResponse(_messages(stream), ping=_PING_INTERVAL_S, sep=_SEPARATOR)
+    messages = _messages(stream, partial(services.api_keys.is_valid, caller))
+    return EventSourceResponse(messages, ping=_PING_INTERVAL_S, sep=_SEPARATOR)
 
 
-async def _messages(stream: EventStream) -> AsyncIterator[ServerSentEvent]:
+async def _messages(
+    stream: EventStream, is_allowed: Callable[[], bool]
+) -> AsyncIterator[ServerSentEvent]:
     yield ServerSentEvent(retry=_RETRY_MS, sep=_SEPARATOR)
     try:
         async for batch in stream:
+            # A stream outlives its request's check: the reader's key may be revoked meanwhile.
+            if not is_allowed():
+                return
             for event in batch:
                 kind = event.event.kind
                 yield ServerSentEvent(event.text, id=event.id, event=kind, sep=_SEPARATOR)
-    except NoBrokerError:
+    except (NoBrokerError, ApiKeysError):
         # The response has begun; the reader reconnects and gets the error as a status.
         return

@@ -157,6 +157,10 @@ class ApiKeys:
         entry = self._entries().get(digest)
         return None if entry is None or entry.is_expired else entry.caller
 
+    def is_valid(self, caller: Caller) -> bool:
+        """Return whether a caller's key is still known and valid."""
+        return any(it.caller == caller and not it.is_expired for it in self.entries())
+
     def why_refused(self, key: str) -> str:
         """Return why a key has no owner."""
         entry = self._entries().get(digest_of(key))

@@ -47,6 +47,19 @@ def test_events_stream_from_the_first_to_the_jobs_end(console: Console) -> None:
     assert all(other == streams[0] for other in streams)
 
 
+def test_a_stream_ends_with_its_key(console: Console, acme: httpx2.Client) -> None:
+    job_id = acme.post("/jobs", json=job()).json()["id"]
+    key = console.services.api_keys.create("reader", "acme")
+    headers = {"Authorization": f"Bearer {key}"}
+    with acme.stream("GET", f"/jobs/{job_id}/events", headers=headers) as answer:
+        lines = answer.iter_lines()
+        assert any(line == "event: accepted" for line in lines)
+        console.services.api_keys.revoke("reader")
+        acme.post(f"/jobs/{job_id}:pause")
+        assert next((line for line in lines if line.startswith("event: ")), None) is None
+    acme.post(f"/jobs/{job_id}:cancel")
+
+
 def test_a_stream_resumes_after_the_last_event_id(acme: httpx2.Client) -> None:
     job_id = acme.post("/jobs", json=job()).json()["id"]
     acme.post(f"/jobs/{job_id}:pause")
