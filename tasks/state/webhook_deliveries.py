@@ -4,10 +4,11 @@ The scripts that change a job write a delivery in the same change (``lua/webhook
 claims what is due and records how each attempt ended.
 """
 
+import logging
 from datetime import datetime, timedelta
 from typing import Literal, NamedTuple, cast
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from redis import Redis
 
 from tasks.contract import record_key
@@ -15,6 +16,8 @@ from tasks.errors import ErrorCode, InvalidStateError, JobError
 from tasks.jobs.webhook import JobWebhook, WebhookEvent
 from tasks.state import scripts
 from tasks.state.keys import DELIVERIES_SUFFIX, WEBHOOK_TENANTS
+
+logger = logging.getLogger(__name__)
 
 DeliveryStatus = Literal["pending", "delivered", "exhausted", "superseded", "dropped"]
 
@@ -94,10 +97,16 @@ class WebhookDeliveries:
         """Return a job's deliveries, the newest first; at most 200 besides pending ones."""
         stored = cast("dict[str, str]", self._redis.hgetall(_key(job_id)))
         numbers = sorted((int(name) for name in stored if name.isdigit()), reverse=True)
-        return [
-            Delivery.model_validate(_parsed(stored[str(number)], number).model_dump())
-            for number in numbers
-        ]
+        log = []
+        for number in numbers:
+            try:
+                content = _parsed(stored[str(number)], number)
+            except ValidationError as error:
+                problem = type(error).__name__  # its message has the delivery's text
+                logger.warning("skipped delivery %d: %s", number, problem, extra={"job": job_id})
+            else:
+                log.append(Delivery.model_validate(content.model_dump()))
+        return log
 
     def due_tenants(self, now: float) -> list[str]:
         """Return the tenants with deliveries that are due, the longest wait first."""

@@ -7,8 +7,8 @@ local chosen = {}
 local all = redis.call('HGETALL', deliveries_key)
 for i = 1, #all, 2 do
   local number = tonumber(all[i])
-  local delivery = number and cjson.decode(all[i + 1])
-  if number and (all[i] == sequence or sequence == '' and delivery.status == 'exhausted') then
+  local is_read, delivery = pcall(cjson.decode, all[i + 1])
+  if number and is_read and type(delivery) == 'table' and (all[i] == sequence or sequence == '' and delivery.status == 'exhausted') then
     if delivery.status ~= 'pending' then redis.call('HINCRBY', deliveries_key, 'pending', 1) end
     delivery.status, delivery.attempts, delivery.due_at = 'pending', 0, now
     redis.call('HSET', deliveries_key, all[i], cjson.encode(delivery))

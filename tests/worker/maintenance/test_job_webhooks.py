@@ -582,3 +582,13 @@ def test_a_late_answer_leaves_the_log_short(
     redis_client.hset(f"training:job:{job_id}:deliveries", "sequence", 300)
     deliveries.record(claimed, "delivered", "accepted", now=now)
     assert deliveries.log(job_id) == []
+
+
+def test_the_log_skips_what_cannot_be_read(
+    redis_client: Redis, submit_job: Submit, deliveries: WebhookDeliveries
+) -> None:
+    job_id = submit_job("accepted")
+    log = f"training:job:{job_id}:deliveries"
+    redis_client.hset(log, items=["2", "no JSON", "3", '{"event": "new", "status": "exhausted"}'])
+    assert [delivery.sequence for delivery in deliveries.log(job_id)] == [1]
+    assert deliveries.redeliver(job_id, "default", 1, time.time()) == [1]
