@@ -1,6 +1,5 @@
 """Copies of results to tenants' own buckets, with the tenants' credentials and no others."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from tasks.data.download.pace import MIN_BYTES_PER_S, WINDOW_S
 from tasks.data.read_policy import DeniedError, ReadPolicy
 from tasks.destinations.endpoints import EndpointError, check_endpoint
 from tasks.destinations.results import CheckStop, CopyError, Results
+from tasks.escaping import escaped, shortened
 from tasks.events import PublishedCopy
 from tasks.jobs.destinations import BucketDestination
 from tasks.strict_model import StrictModel
@@ -36,6 +36,8 @@ _REQUEST_TIMEOUT_S = 60.0
 # One request takes at most 5 GB, and obstore's own limit of time is for each request.
 _MULTIPART_BYTES = 64 * 2**20
 _DIGEST = "sha256"
+# A server's page about an error may be endless.
+_MAX_REASON = 500
 # No object has this name: the request shows whether the credentials may look for objects.
 _PROBE = ".training-worker"
 _Word = Annotated[str, Field(min_length=1, max_length=2000, pattern=r"^[\x21-\x7e]+$")]
@@ -232,5 +234,5 @@ class BucketCopier:
 
 
 def _first_line(error: Exception) -> str:
-    """Return an error's first line, without queries, which may hold signatures."""
-    return json.dumps(str(error).partition("\n")[0].partition("?")[0])[1:-1]
+    """Return the beginning of an error, without queries, which may hold signatures."""
+    return shortened(escaped(str(error).partition("\n")[0].partition("?")[0]), _MAX_REASON)

@@ -18,6 +18,7 @@ from tasks.data.download.background import call_in_background
 from tasks.data.download.pace import MIN_BYTES_PER_S, WINDOW_S
 from tasks.destinations.model_card import model_card, sample_path, settings_file
 from tasks.destinations.results import CheckStop, CopyError, Results
+from tasks.escaping import escaped, shortened
 from tasks.events import PublishedCopy
 from tasks.jobs.destinations import HubDestination
 from tasks.transient import is_transient
@@ -25,6 +26,7 @@ from tasks.transient import is_transient
 T = TypeVar("T")
 
 _REQUEST_TIMEOUT_S = 120.0
+_MAX_REASON = 500
 # Another commit came between, or the repository is being made.
 _CONFLICTS = (409, 412)
 _NOT_PRIVATE = "is public; set hub_private_repo false to publish there, or name another repository"
@@ -194,7 +196,8 @@ class HubCopier:
             return CopyError(message, "hub_model_id")
         is_unknown_upload = isinstance(error, RuntimeError) and status is None
         retryable = is_transient(cause if isinstance(cause, Exception) else error)
-        reason = str(cause or error).partition("\n")[0].replace(self.token, "...")
+        whole = str(cause or error).partition("\n")[0].replace(self.token, "...")
+        reason = shortened(escaped(whole), _MAX_REASON)
         return CopyError(
             f"the Hub request for {self._repo} failed: {reason}",
             retryable=retryable or status in _CONFLICTS or is_unknown_upload,

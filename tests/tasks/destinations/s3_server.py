@@ -27,6 +27,8 @@ class S3Server:
     """The access keys that requests were signed with."""
     status: int = 0
     """The status of all answers; 0 answers as a bucket does."""
+    page: bytes = b""
+    """What comes with this status."""
     is_endless: bool = False
     """Whether objects that are read have no end."""
 
@@ -36,7 +38,7 @@ class S3Server:
         credential = headers.get("Authorization", "").partition("Credential=")[2]
         self.keys.add(credential.partition("/")[0])
         if self.status:
-            return self.status, {}, b""
+            return self.status, {}, self.page
         if method == "PUT":
             if headers.get("If-None-Match") == "*" and path in self.objects:
                 return 412, {}, b""

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from tasks.destinations import bucket
 from tasks.destinations.bucket import BucketCopier
 from tasks.destinations.results import CopyError, Results
 from tasks.errors import SupersededError
@@ -81,10 +80,15 @@ def test_a_bucket_that_does_not_exist_is_reported(s3: S3Server, results: Results
     assert caught.value.option == "bucket_url"
 
 
-def test_an_endless_manifest_is_not_read(
-    s3: S3Server, results: Results, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bucket, "_REQUEST_TIMEOUT_S", 5.0)
+def test_a_servers_page_is_quoted_in_part(s3: S3Server) -> None:
+    s3.status, s3.page = 400, b"\x1b[31m" + b"x" * 100_000
+    with pytest.raises(CopyError, match="cannot be written") as caught:
+        copier(s3)._put_manifest("manifest.json", b"{}")
+    assert len(str(caught.value)) < 1000
+    assert "\x1b" not in str(caught.value)
+
+
+def test_an_endless_manifest_is_not_read(s3: S3Server, results: Results) -> None:
     s3.objects["/people/acme/loras/j1/manifest.json"] = (b"{}", "")
     s3.is_endless = True
     with pytest.raises(CopyError, match="is there already, with other content"):
