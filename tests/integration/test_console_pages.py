@@ -348,7 +348,7 @@ def test_every_page_needs_a_key(browser: Browser, console: Console) -> None:
             expect(page).to_have_url(re.compile("/login"))
         page.get_by_label("Key").fill("twk_wrong")
         page.get_by_role("button", name="Log in").click()
-        expect(page.get_by_role("alert")).to_contain_text("unknown, revoked or expired")
+        expect(page.get_by_role("alert")).to_contain_text("unknown or revoked, or has expired")
         log_in(page, console.key)
         [cookie] = page.context.cookies()
         assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
