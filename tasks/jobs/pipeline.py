@@ -74,6 +74,10 @@ IF_VALIDATING = ActsIf(
 # The linear layers of a CLIP text encoder's blocks.
 CLIP_TARGETS = ("fc1", "fc2", "q_proj", "k_proj", "v_proj", "out_proj")
 PICKLE_ENDINGS = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+FLEET_FOLDERS = frozenset(
+    {"audit", "cache", "datasets", "images", "jobs", "known_images", "records", "uploads"}
+)
+"""The folders of the store that hold what the fleet reads back: no job publishes there."""
 # One event lists all images of a step in some 350 bytes each; a worker takes lines of 256 KiB.
 MAX_VALIDATION_IMAGES = 256
 _PARTNER = {"max_train_epochs": "max_train_steps", "save_every_n_steps": "save_every_n_epochs"}
@@ -371,6 +375,8 @@ class PipelineConfig(StrictModel):
         path = PurePosixPath(folder)
         if path.is_absolute() or ".." in path.parts or "\\" in folder or not path.parts:
             raise ValueError("must be a relative folder inside the store, without '..'")
+        if path.parts[0] in FLEET_FOLDERS:
+            raise ValueError(f"must not be in {path.parts[0]!r}, a folder of the fleet itself")
         return str(path)
 
     @field_validator("report_to")

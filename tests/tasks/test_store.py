@@ -1,17 +1,33 @@
 from concurrent.futures import ThreadPoolExecutor
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import obstore
 import pytest
 
+from tasks import store as store_module
 from tasks.errors import StoreError
+from tasks.jobs.pipeline import FLEET_FOLDERS
 from tasks.store import Store, checkpoint_prefix, output_prefix
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store((tmp_path / "a store").as_uri())
+
+
+def test_no_job_publishes_in_a_folder_of_the_fleet() -> None:
+    functions = [
+        value for name, value in vars(store_module).items() if name.endswith(("_key", "_prefix"))
+    ]
+    arguments = {
+        it: {name: 1 if name == "step" else "x" for name in signature(it).parameters}
+        for it in functions
+        if it is not output_prefix
+    }
+    folders = {it(**given).partition("/")[0] for it, given in arguments.items()}
+    assert folders == FLEET_FOLDERS
 
 
 def test_a_written_object_is_read_and_listed(store: Store, tmp_path: Path) -> None:

@@ -61,6 +61,8 @@ from tests.tasks.jobs.test_sdxl import (
         ({"vae_model": "vae.pt"}, "vae_model", "pickle"),
         ({"vae_model": ""}, "vae_model", "must not be empty"),
         ({"base_output_dir": "../x"}, "base_output_dir", "relative folder"),
+        ({"base_output_dir": "records"}, "base_output_dir", "'records', a folder of the fleet"),
+        ({"base_output_dir": "./jobs/x"}, "base_output_dir", "'jobs', a folder of the fleet"),
         ({"prediction_type": "sample"}, "prediction_type", "epsilon"),
         ({"min_snr_gamma": 0}, "min_snr_gamma", "must be above 0"),
         ({"use_masks": True}, "data_loader", "use_masks needs"),
