@@ -4,12 +4,12 @@ A job's URL must not reach what only the worker's machine can reach: its own ser
 or a cloud's metadata service with the machine's credentials. The operator may allow single hosts.
 """
 
-import asyncio
 import socket
 from collections.abc import Iterable
 from ipaddress import ip_address
 
 import httpcore2
+from anyio import to_thread
 
 from tasks.data.download.pace import PacedStream
 from tasks.hosts import is_public
@@ -88,7 +88,10 @@ class AsyncSsrfGuard(httpcore2.AsyncNetworkBackend):
             AddressError: One of the addresses is not public.
             httpcore2.ConnectError: The host has no address, or none that accepts.
         """
-        addresses = await asyncio.to_thread(_checked_addresses, host, port, self._hosts)
+        # The deadline ends the wait; a name server that hangs keeps only the thread.
+        addresses = await to_thread.run_sync(
+            _checked_addresses, host, port, self._hosts, abandon_on_cancel=True
+        )
         for address in addresses:
             try:
                 return await self._sockets.connect_tcp(
