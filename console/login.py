@@ -11,13 +11,13 @@ from redis import Redis
 from starlette.requests import HTTPConnection
 from starlette.responses import RedirectResponse
 
+from console.services.keys import SESSIONS_PREFIX
 from console.services.rate_limiter import WrongKeys
 from console.services.shared_values import SharedValues, available
 from console.services.threads import in_thread
 from tasks.access.api_keys import ApiKeys, Caller, digest_of
 
 COOKIE = "training_session"
-SESSIONS = "training:session:"
 SESSION_TTL_S = 12 * 3600
 # Of an account; its oldest one ends first.
 _MAX_SESSIONS = 200
@@ -35,7 +35,7 @@ class Sessions:
 
     def __init__(self, client: Redis, api_keys: ApiKeys) -> None:
         self._api_keys = api_keys
-        self._sessions = SharedValues(client, SESSIONS, _MAX_SESSIONS, SESSION_TTL_S)
+        self._sessions = SharedValues(client, SESSIONS_PREFIX, _MAX_SESSIONS, SESSION_TTL_S)
         # Of this process's open pages, by the digest of the cookie: the number of pages, and the
         # digest of the key; empty once the session has ended.
         self._of_pages: dict[str, tuple[int, str]] = {}

@@ -23,6 +23,7 @@ from redis import Redis
 
 from console.errors import UnauthorizedError
 from console.services.job_files import JobFiles
+from console.services.keys import LINK_SECRET
 from console.services.shared_values import available
 from console.services.threads import in_thread
 from tasks.access.api_keys import ApiKeys, Caller, KeyEntry, Scope
@@ -31,7 +32,6 @@ from tasks.state.audit import Action, AuditLog
 
 MAX_LIFE_S = 3600
 """The longest life of a link in seconds."""
-_SECRET_KEY = "training:link_secret"
 _SECRET_TTL_S = 86_400
 _EXPIRES = re.compile(r"[0-9]{1,12}")
 
@@ -93,7 +93,7 @@ class FileLinks:
         with available():
             secret, now = link_secret(
                 self._redis,
-                secret_key=_SECRET_KEY,
+                secret_key=LINK_SECRET,
                 candidate=secrets.token_urlsafe(32),
                 ttl_s=_SECRET_TTL_S,
             )
@@ -123,7 +123,7 @@ class FileLinks:
         expires, signature = query.get("expires", ""), query.get("signature", "")
         entry = self._entry_of(query.get("key", ""))
         with available():
-            secret = cast("str | None", self._redis.get(_SECRET_KEY))
+            secret = cast("str | None", self._redis.get(LINK_SECRET))
             now, _ = self._redis.time()
         if entry is None or secret is None or not _EXPIRES.fullmatch(expires):
             return None

@@ -13,12 +13,12 @@ from importlib.resources import files
 from redis import Redis, RedisError
 
 from console.errors import TooManyError
+from console.services.keys import RATE_LIMITS_PREFIX
 from console.services.threads import in_thread
 from tasks.redis_script import Key, ScriptFolder
 
 logger = logging.getLogger(__name__)
 
-_PREFIX = "training:rate_limit:"
 _PERIOD_S = 60
 _MAX_BUCKETS = 10_000
 _WRONG_KEYS_OF_ADDRESS, _WRONG_KEYS = 60, 600
@@ -123,7 +123,7 @@ class RateLimiter:
     def _take_shared(self, name: str) -> tuple[bool, float]:
         taken, tokens = take_token(
             self._client,
-            bucket_key=f"{_PREFIX}{self._scope}:{name}",
+            bucket_key=f"{RATE_LIMITS_PREFIX}{self._scope}:{name}",
             capacity=self._capacity,
             period_s=_PERIOD_S,
         )

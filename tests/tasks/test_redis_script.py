@@ -21,7 +21,7 @@ SOURCES = [
 ]
 # The modules that spell keys, each its own; the transport names kombu's options.
 KEY_MODULES = {
-    "console/services/rate_limiter.py",
+    "console/services/keys.py",
     "tasks/cache/index.py",
     "tasks/contract.py",
     "tasks/eta/history.py",

@@ -16,6 +16,7 @@ from console.errors import ConsoleError, NotFoundError, TooLargeError
 from console.pages.form.draft import Draft
 from console.pages.form.image_collection import ImageCollection
 from console.pages.layout import Frame
+from console.services.keys import DRAFTS_PREFIX
 from console.services.services import Services
 from console.services.shared_values import SharedValues, available
 from console.services.shares import AccountCache
@@ -88,7 +89,7 @@ class Drafts:
     """
 
     def __init__(self, client: Redis, folder: Path, max_bytes: int) -> None:
-        self._values = SharedValues(client, "training:draft:", _MAX_DRAFTS, _TTL_S)
+        self._values = SharedValues(client, DRAFTS_PREFIX, _MAX_DRAFTS, _TTL_S)
         self._folder, self._max_bytes = folder, max_bytes
         # With images and reports, which are costly to make.
         self._open: AccountCache[OpenDraft] = AccountCache(_MAX_DRAFTS)

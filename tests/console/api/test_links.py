@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import httpx2
 import pytest
 
-from console.services.file_links import _SECRET_KEY
+from console.services.keys import LINK_SECRET
 from tasks.access.api_keys import Scope
 from tests.console.conftest import Console, job
 
@@ -162,7 +162,7 @@ def test_a_link_shows_neither_key_nor_name_and_is_not_logged(
 
 def test_the_secret_of_links_expires(console: Console, acme: httpx2.Client, job_id: str) -> None:
     make(acme, job_id)
-    assert 3600 < int(console.redis.ttl(_SECRET_KEY)) <= 86_400
+    assert 3600 < int(console.redis.ttl(LINK_SECRET)) <= 86_400
 
 
 def test_wrong_links_are_limited(anyone: httpx2.Client, console: Console) -> None:

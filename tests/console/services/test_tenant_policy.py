@@ -156,7 +156,7 @@ def test_a_local_folder_named_like_a_hub_id_is_refused(
         (flux(transformer_path="/x.safetensors"), "transformer_path"),
         (flux(text_encoder_1_path="/x.safetensors"), "text_encoder_1_path"),
         (flux(text_encoder_2_path="a/x.safetensors"), "text_encoder_2_path"),
-        (flux(base_output_dir="uploads/zoo"), "base_output_dir"),
+        (flux(base_output_dir="outputs/zoo"), "base_output_dir"),
         (flux(base_output_dir="mine"), "base_output_dir"),
         (sdxl(vae_model="/vae"), "vae_model"),
         (

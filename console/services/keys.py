@@ -1,0 +1,10 @@
+"""The keys in Redis of the consoles, which share them. All of them expire."""
+
+SESSIONS_PREFIX = "training:session:"
+"""Before the digest of a browser's cookie: the session."""
+DRAFTS_PREFIX = "training:draft:"
+"""Before the id of an open form: what is filled in."""
+LINK_SECRET = "training:link_secret"
+"""The secret from which links to files are signed."""
+RATE_LIMITS_PREFIX = "training:rate_limit:"
+"""Before a scope and a name: the bucket of a rate limit."""
