@@ -23,7 +23,7 @@ from tasks.state.keys import AUDIT
 
 logger = logging.getLogger(__name__)
 
-# Some 50 MB at most. The export reads each entry long before so many newer ones are there.
+# Some 50 MB at most. The export reads each entry long before newer ones push it out.
 _MAX_ENTRIES = 50_000
 _MAX_DETAILS, _MAX_TEXT = 10, 200
 _PAGE = 500

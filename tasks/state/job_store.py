@@ -148,9 +148,8 @@ class JobStore(JobReader):
         if job.webhook is None or self._webhook_secrets.signing(job.tenant):
             return []
         problem = f"cannot be signed: tenant {job.tenant} has no webhook secret"
-        remedy = (
-            "create one with POST /v1/webhook-secrets, or training-worker webhooks secret create"
-        )
+        command = f"training-worker webhooks secret create --tenant {job.tenant}"
+        remedy = f"create one with POST /v1/webhook-secrets, or {command}"
         return [Problem("webhook", problem, remedy)]
 
     def create(
