@@ -98,7 +98,7 @@ class JobFiles:
     def samples(self, caller: Caller, job_id: str) -> tuple[SampleView, ...]:
         """Return a job's validation images so far, by step, prompt and number."""
         record = self._jobs.record(caller, job_id)
-        prompts = record.job.training.validation_prompts
+        prompts = record.job.training.sample_prompts
         return tuple(
             SampleView(
                 step=validation.step,

@@ -393,8 +393,8 @@ export interface FluxLoraConfig {
   /** Clip the gradients' norm to this. Null: no clipping. */
   max_grad_norm?: number | null;
   /**
-   * Prompts to make images from during the run, without caption_prefix. The images have the
-   * training resolution and are published in `validation/`.
+   * Prompts to make images from during the run: with trigger_word, without caption_prefix. The
+   * images have the training resolution and are published in `validation/`.
    * @default []
    */
   validation_prompts?: (string)[];
@@ -512,6 +512,13 @@ export interface FluxLoraConfig {
   cache_text_encoder_outputs?: boolean;
   /** FLUX always predicts the flow's velocity: only null is accepted. */
   prediction_type?: "epsilon" | "v_prediction" | null;
+  /**
+   * A word, or a few, that call up what was trained. Put before captions and validation_prompts
+   * that lack it, in any case and not inside of another word: `WORD, caption`. It comes before
+   * caption_prefix, and not into a caption that caption_dropout blanks. Every image still needs a
+   * caption. The file's header names it. invoke-training does not have this option.
+   */
+  trigger_word?: string | null;
   /** The dataset, and how it becomes samples. */
   data_loader: ImageCaptionFluxDataLoaderConfig;
   /**
@@ -954,8 +961,8 @@ export interface SdxlFinetuneConfig {
   /** Clip the gradients' norm to this. Null: no clipping. */
   max_grad_norm?: number | null;
   /**
-   * Prompts to make images from during the run, without caption_prefix. The images have the
-   * training resolution and are published in `validation/`.
+   * Prompts to make images from during the run: with trigger_word, without caption_prefix. The
+   * images have the training resolution and are published in `validation/`.
    * @default []
    */
   validation_prompts?: (string)[];
@@ -1031,6 +1038,14 @@ export interface SdxlFinetuneConfig {
    * @default false
    */
   cache_text_encoder_outputs?: boolean;
+  /**
+   * A word, or a few, that call up what was trained. Put before captions and validation_prompts
+   * that lack it, in any case and not inside of another word: `WORD, caption`. It comes before
+   * caption_prefix or DreamBooth's instance_caption, never before a class_caption or a caption that
+   * caption_dropout blanks. Every image still needs a caption. The file's header names it.
+   * invoke-training does not have this option.
+   */
+  trigger_word?: string | null;
   /** The dataset, and how it becomes samples. */
   data_loader: ImageCaptionSDDataLoaderConfig | DreamboothSDDataLoaderConfig;
 }
@@ -1174,8 +1189,8 @@ export interface SdxlLoraConfig {
   /** Clip the gradients' norm to this. Null: no clipping. */
   max_grad_norm?: number | null;
   /**
-   * Prompts to make images from during the run, without caption_prefix. The images have the
-   * training resolution and are published in `validation/`.
+   * Prompts to make images from during the run: with trigger_word, without caption_prefix. The
+   * images have the training resolution and are published in `validation/`.
    * @default []
    */
   validation_prompts?: (string)[];
@@ -1285,6 +1300,14 @@ export interface SdxlLoraConfig {
    * @default false
    */
   cache_text_encoder_outputs?: boolean;
+  /**
+   * A word, or a few, that call up what was trained. Put before captions and validation_prompts
+   * that lack it, in any case and not inside of another word: `WORD, caption`. It comes before
+   * caption_prefix or DreamBooth's instance_caption, never before a class_caption or a caption that
+   * caption_dropout blanks. Every image still needs a caption. The file's header names it.
+   * invoke-training does not have this option.
+   */
+  trigger_word?: string | null;
   /** The dataset, and how it becomes samples. */
   data_loader: ImageCaptionSDDataLoaderConfig | DreamboothSDDataLoaderConfig;
 }
@@ -1428,8 +1451,8 @@ export interface SdxlTextualInversionConfig {
   /** Clip the gradients' norm to this. Null: no clipping. */
   max_grad_norm?: number | null;
   /**
-   * Prompts to make images from during the run, without caption_prefix. The images have the
-   * training resolution and are published in `validation/`.
+   * Prompts to make images from during the run: with trigger_word, without caption_prefix. The
+   * images have the training resolution and are published in `validation/`.
    * @default []
    */
   validation_prompts?: (string)[];

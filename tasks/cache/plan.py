@@ -56,7 +56,7 @@ class CacheIndex(StrictModel):
     blank_text: str | None
     """The blank caption's entry."""
     prompt_texts: tuple[str, ...] = ()
-    """The entries of validation_prompts, in order; empty if text is not cached."""
+    """The entries of the sample prompts, in order; empty if text is not cached."""
     negative_texts: tuple[str, ...] = ()
     """The entries of negative_validation_prompts, in order."""
     packs: dict[str, str]
@@ -110,10 +110,10 @@ class CachePlan:
         self._sizes = dataset.sizes_in(config.loader.sizes())
         # A cached caption never changes: captions are only dropped at random, for the blank entry.
         self._captions = [
-            config.loader.caption(sample, ()) if encoders.text else "" for sample in dataset.samples
+            config.caption(sample, ()) if encoders.text else "" for sample in dataset.samples
         ]
         negative = getattr(config, "negative_validation_prompts", None)
-        self._prompts = (config.validation_prompts, tuple(negative or ()))
+        self._prompts = (config.sample_prompts, tuple(negative or ()))
         self.texts = {
             self._text_digest(caption, encoders): caption
             for caption in self._all_captions(encoders)

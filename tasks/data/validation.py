@@ -368,7 +368,7 @@ def _token_warnings(
     except BaseModelFilesError as error:
         yield Problem(location, f"the tokens of captions were not counted: {error.message}")
         return
-    captions = [config.loader.caption(sample, ()) for sample in samples]
+    captions = [config.caption(sample, ()) for sample in samples]
     for limit in encoders:
         counts = {caption: limit.count(caption) for caption in set(captions)}
         counted = [(it, counts[caption]) for it, caption in zip(samples, captions, strict=True)]

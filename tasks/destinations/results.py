@@ -78,7 +78,7 @@ class Results:
 
     def samples(self) -> tuple[Sample, ...]:
         """Return the first image of each prompt at the last step that has images."""
-        prompts = self.job.training.validation_prompts
+        prompts = self.job.training.sample_prompts
         found: dict[int, list[Sample]] = {}
         for file in self.files:
             match = _SAMPLE.fullmatch(file.name)

@@ -34,6 +34,7 @@ from tasks.jobs.pipeline import (
     one_prodigy_rate,
     safe_weights_file,
 )
+from tasks.jobs.trigger_word import TriggerWord
 from tasks.strict_model import NO_HOME, NonNegativeFloat, PositiveFloat, PositiveInt
 
 # The linear layers of FluxTransformer2DModel's two kinds of blocks, by the end of their names.
@@ -198,6 +199,12 @@ class FluxLoraConfig(PipelineConfig):
 
     train_batch_size: PositiveInt = 1
     """Samples of one forward pass."""
+
+    trigger_word: TriggerWord | None = None
+    """A word, or a few, that call up what was trained. Put before captions and validation_prompts
+    that lack it, in any case and not inside of another word: ``WORD, caption``. It comes before
+    caption_prefix, and not into a caption that caption_dropout blanks. Every image still needs a
+    caption. The file's header names it. invoke-training does not have this option."""
 
     data_loader: ImageCaptionFluxDataLoaderConfig
     """The dataset, and how it becomes samples."""

@@ -1,7 +1,7 @@
 """The options that all training types share, with invoke-training's names, and their checks."""
 
 from abc import abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import PurePosixPath
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from routing.estimate import PUBLISHED, Estimate, MemoryModel
+from tasks.dataset import Sample
 from tasks.escaping import listed, quoted
 from tasks.jobs.data_loaders import DataLoaderConfig
 from tasks.jobs.field_metadata import (
@@ -32,6 +33,7 @@ from tasks.jobs.optimizers import (
     ProdigyOptimizerConfig,
 )
 from tasks.jobs.run_warnings import Trained, rate_warnings, schedule_warnings
+from tasks.jobs.trigger_word import with_trigger_word
 from tasks.strict_model import (
     NO_HOME,
     NonNegativeInt,
@@ -135,6 +137,8 @@ class PipelineConfig(StrictModel):
     """A training run of any type."""
 
     trained: ClassVar[Trained] = Trained.LORA
+    absent_options: ClassVar[dict[str, str]] = {}
+    """Options of other types that this one has by another name: what to report of each."""
 
     type: PlainText
     """Selects the training type."""
@@ -240,8 +244,8 @@ class PipelineConfig(StrictModel):
     """Clip the gradients' norm to this. Null: no clipping."""
 
     validation_prompts: Prompts = ()
-    """Prompts to make images from during the run, without caption_prefix. The images have the
-    training resolution and are published in ``validation/``."""
+    """Prompts to make images from during the run: with trigger_word, without caption_prefix. The
+    images have the training resolution and are published in ``validation/``."""
 
     num_validation_images_per_prompt: Annotated[PositiveInt, Affects.NO_NUMBER, IF_VALIDATING] = 4
     """Images for each of validation_prompts. The noise they start from is decided by seed, prompt
@@ -317,7 +321,31 @@ class PipelineConfig(StrictModel):
     @property
     def trigger_phrase(self) -> str | None:
         """What a prompt needs to show what was trained."""
-        return self.loader.trigger_phrase
+        return self._trigger_word or self.loader.trigger_phrase
+
+    @property
+    def sample_prompts(self) -> tuple[str, ...]:
+        """What the validation images are made from: validation_prompts with the trigger word."""
+        return tuple(with_trigger_word(self._trigger_word, it) for it in self.validation_prompts)
+
+    def caption(self, sample: Sample, chances: Sequence[float]) -> str:
+        """Return the caption that a sample is trained under, with the trigger word.
+
+        A caption that was dropped stays blank, and images of a class never get the word.
+
+        Args:
+            sample: The sample, with its caption from the dataset.
+            chances: See ``DataLoaderConfig.caption``.
+        """
+        caption = self.loader.caption(sample, chances)
+        if sample.part or not caption:
+            return caption
+        return with_trigger_word(self._trigger_word, caption)
+
+    @property
+    def _trigger_word(self) -> str | None:
+        word: str | None = getattr(self, "trigger_word", None)
+        return word
 
     @abstractmethod
     def learning_rates(self) -> dict[str, float]:

@@ -189,6 +189,10 @@ def _unknown_option(location: list[str], root: type[BaseModel]) -> str:
     """Return the message about an option that its model does not have."""
     *folders, name = location
     branches = _branches_at(folders, root)
+    own = branches.get(folders[-1]) if folders else root
+    absent: dict[str, str] = getattr(own, "absent_options", {})
+    if name in absent:
+        return absent[name]
     others = [tag for tag, model in branches.items() if name in model.model_fields]
     if others:
         return f"is not an option here, only with {', '.join(others)}"
@@ -197,7 +201,6 @@ def _unknown_option(location: list[str], root: type[BaseModel]) -> str:
     elsewhere = [path for path in paths if path.rpartition(".")[2] == name]
     if elsewhere:
         return f"is not an option here; did you mean {' or '.join(elsewhere[:3])}?"
-    own = branches.get(folders[-1]) if folders else root
     siblings = list(own.model_fields) if own is not None else []
     of_others = {name for model in branches.values() for name in model.model_fields}
     hint = did_you_mean(name, siblings) or did_you_mean(name, of_others)

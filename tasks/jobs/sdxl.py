@@ -36,6 +36,7 @@ from tasks.jobs.pipeline import (
     one_prodigy_rate,
 )
 from tasks.jobs.run_warnings import Trained
+from tasks.jobs.trigger_word import TriggerWord
 from tasks.strict_model import (
     NO_HOME,
     WORD,
@@ -185,6 +186,13 @@ class SdxlLoraConfig(SdxlConfig):
     """Encode captions once, ahead of training, and share the outputs with every later job. False
     keeps both text encoders on the GPU and encodes at each step."""
 
+    trigger_word: TriggerWord | None = None
+    """A word, or a few, that call up what was trained. Put before captions and validation_prompts
+    that lack it, in any case and not inside of another word: ``WORD, caption``. It comes before
+    caption_prefix or DreamBooth's instance_caption, never before a class_caption or a caption that
+    caption_dropout blanks. Every image still needs a caption. The file's header names it.
+    invoke-training does not have this option."""
+
     data_loader: Annotated[
         ImageCaptionSDDataLoaderConfig | DreamboothSDDataLoaderConfig, Field(discriminator="type")
     ]
@@ -286,6 +294,10 @@ class SdxlTextualInversionConfig(SdxlConfig):
     """An SDXL textual-inversion run (Gal et al., 2022): new words for both text encoders."""
 
     trained: ClassVar[Trained] = Trained.EMBEDDINGS
+    absent_options: ClassVar[dict[str, str]] = {
+        "trigger_word": "is not an option here: the new word, placeholder_token, is the trigger "
+        "word of a textual inversion"
+    }
 
     type: Literal["SDXL_TEXTUAL_INVERSION"] = "SDXL_TEXTUAL_INVERSION"
     """Selects this training type."""
@@ -402,6 +414,13 @@ class SdxlFinetuneConfig(SdxlConfig):
     cache_text_encoder_outputs: CacheText = False
     """Encode captions once, ahead of training, and share the outputs with every later job. False
     keeps both text encoders on the GPU and encodes at each step."""
+
+    trigger_word: TriggerWord | None = None
+    """A word, or a few, that call up what was trained. Put before captions and validation_prompts
+    that lack it, in any case and not inside of another word: ``WORD, caption``. It comes before
+    caption_prefix or DreamBooth's instance_caption, never before a class_caption or a caption that
+    caption_dropout blanks. Every image still needs a caption. The file's header names it.
+    invoke-training does not have this option."""
 
     data_loader: Annotated[
         ImageCaptionSDDataLoaderConfig | DreamboothSDDataLoaderConfig, Field(discriminator="type")

@@ -90,7 +90,7 @@ class Validation:
 
     def _texts(self) -> tuple[list[Text], list[Text | None]]:
         """Return the encoded prompts and negative prompts, batches of one."""
-        prompts = self._config.validation_prompts
+        prompts = self._config.sample_prompts
         negative = self._sampler.negative_prompts
         if self._index is not None and self._config.caches_text:
             tokens = self._config.text_tokens
@@ -117,7 +117,7 @@ class Validation:
         height, width = self._size.height // VAE_FACTOR, self._size.width // VAE_FACTOR
         shape = (1, self._sampler.channels, height, width)
         found = {}
-        rows = zip(self._config.validation_prompts, texts, negatives, strict=True)
+        rows = zip(self._config.sample_prompts, texts, negatives, strict=True)
         for number, (prompt, text, negative) in enumerate(rows, start=1):
             for image in range(1, self._config.num_validation_images_per_prompt + 1):
                 self._stop.check()

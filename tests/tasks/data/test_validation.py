@@ -242,6 +242,17 @@ def test_truncated_captions_are_warnings(folder: Path) -> None:
     ]
 
 
+def test_token_counts_include_the_trigger_word(folder: Path) -> None:
+    (folder / "a.txt").write_text("one two ohwx", "utf-8")
+    limits = [TokenLimit("T5", 3, lambda text: len(text.split()), is_last=True)]
+    dataset = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(folder)}
+    config = parse_job(with_values(data_loader__dataset=dataset, trigger_word="ohwx")).training
+    (folder / "b.txt").write_text("one two three", "utf-8")
+    assert warned(check_local(config, limits)) == [
+        "b.png: has a caption of 4 tokens; T5 reads 3; put what matters first, or shorten it"
+    ]
+
+
 def test_the_report_has_severity_file_and_remedy(folder: Path) -> None:
     (folder / "a.txt").unlink()
     (folder / "z.txt").write_text("nothing", "utf-8")

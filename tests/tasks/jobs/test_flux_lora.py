@@ -67,6 +67,7 @@ INVOKE_DEFAULTS: dict[str, Any] = {
 }
 # What this project adds, in the same way.
 OWN_DEFAULTS: dict[str, Any] = {
+    "trigger_word": None,
     "vae_model": None,
     "single_file_config": None,
     "quantization": None,

@@ -170,9 +170,14 @@ def problems(training: dict[str, Any], **values: Any) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("config", "own", "required", "added"),
     [
-        (SdxlLoraConfig, INVOKE_LORA, set(), {}),
+        (SdxlLoraConfig, INVOKE_LORA, set(), {"trigger_word": None}),
         (SdxlTextualInversionConfig, INVOKE_TEXTUAL_INVERSION, {"placeholder_token"}, {}),
-        (SdxlFinetuneConfig, INVOKE_FINETUNE, set(), {"use_ema": False, "ema_decay": 0.9999}),
+        (
+            SdxlFinetuneConfig,
+            INVOKE_FINETUNE,
+            set(),
+            {"trigger_word": None, "use_ema": False, "ema_decay": 0.9999},
+        ),
     ],
 )
 def test_every_option_of_invoke_training_has_its_default(

@@ -70,6 +70,7 @@ def test_edit_encodes_only_what_was_edited(tiny_flux: Path, data: Images) -> Non
         ({"weight_dtype": "bfloat16"}, (0, 6)),
         ({"loader": {"resolution": 32}}, (5, 0)),
         ({"loader": {"caption_prefix": "sks"}}, (0, 5)),
+        ({"trigger_word": "sks"}, (0, 5)),
         ({"loader": {"random_flip": True}}, (5, 0)),
         ({"seed": 12, "lora_rank_dim": 2}, (0, 0)),
     ],

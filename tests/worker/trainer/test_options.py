@@ -73,6 +73,7 @@ def lora(data: Images, model: Path, **options: Any) -> Trained:
         {"min_snr_gamma": 1.0},
         {"prediction_type": "v_prediction"},
         {"loader": {"caption_prefix": "a drawing of"}},
+        {"trigger_word": "ohwx"},
         {"loader": {"caption_dropout": 1.0}},
         {"loader": {"random_flip": True}},
         {"loader": {"center_crop": False}},

@@ -220,7 +220,7 @@ class SampleReader:
         if loader.caption_draws:
             draws = self._rng.uniform((loader.caption_draws,), "caption", epoch, sample)
             chances = draws.tolist()
-        return loader.caption(self._dataset.samples[sample], chances)
+        return self._config.caption(self._dataset.samples[sample], chances)
 
     def _sample(self, epoch: int, sample: int, caption: str) -> dict[str, torch.Tensor]:
         loader = self._config.loader

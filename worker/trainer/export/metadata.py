@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Protocol
 
 from tasks.buckets import Size
-from tasks.dataset import Dataset
+from tasks.dataset import Dataset, Sample
 from tasks.escaping import escaped, shortened
 from tasks.jobs.data_loaders import DreamboothSDDataLoaderConfig
 from tasks.jobs.pipeline import PipelineConfig
+from tasks.jobs.trigger_word import with_trigger_word
 
 MODEL_DIGESTS = {"modelspec.hash_sha256": "0x{}"}
 """The entry of every file that holds the SHA-256 of its data, and how it spells it."""
@@ -153,7 +154,7 @@ def _tag_frequency(config: PipelineConfig, dataset: Dataset) -> dict[str, dict[s
     names = [name for name in type(config.loader).model_fields if name.endswith("dataset")]
     counts = {name: Counter[str]() for name in names}
     for sample in dataset.samples:
-        counts[names[sample.part]].update(_tags(config, sample.part, sample.caption))
+        counts[names[sample.part]].update(_tags(config, sample))
     room = _MAX_TAG_BYTES
     kept: dict[str, dict[str, int]] = {}
     for name, found in counts.items():
@@ -166,12 +167,14 @@ def _tag_frequency(config: PipelineConfig, dataset: Dataset) -> dict[str, dict[s
     return {name: found for name, found in kept.items() if found}
 
 
-def _tags(config: PipelineConfig, part: int, caption: str) -> Iterator[str]:
-    loader = config.loader
+def _tags(config: PipelineConfig, sample: Sample) -> Iterator[str]:
+    loader, word, caption = config.loader, getattr(config, "trigger_word", None), sample.caption
     if isinstance(loader, DreamboothSDDataLoaderConfig):
-        caption = (loader.instance_caption, loader.class_caption or "")[part]
+        caption = (loader.instance_caption, loader.class_caption or "")[sample.part]
     elif not loader.reads_captions:
         return
+    if not sample.part:
+        caption = with_trigger_word(word, caption)
     yield from filter(None, (tag.strip().lower() for tag in caption.split(",")))
 
 

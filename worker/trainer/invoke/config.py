@@ -12,7 +12,15 @@ from tasks.jobs.sdxl import SdxlConfig, SdxlFinetuneConfig
 from tasks.stages.trainer_protocol import TrainerRequest
 
 # Our options that the library lacks: they act in our part, or are refused.
-_OURS = ("single_file_config", "quantization", "use_ema", "ema_decay", "deterministic", "compile")
+_OURS = (
+    "trigger_word",
+    "single_file_config",
+    "quantization",
+    "use_ema",
+    "ema_decay",
+    "deterministic",
+    "compile",
+)
 _OURS_IN_LOADER = ("caption_dropout",)
 _DATASETS = ("dataset", "instance_dataset", "class_dataset")
 
@@ -30,6 +38,7 @@ def library_config(
         "report_to": "tensorboard",
         # The stage removes old checkpoints, once the new one is recorded.
         "max_checkpoints": None,
+        "validation_prompts": list(config.sample_prompts),
         "data_loader": _loader(request),
     }
     if config.validate_every_n_steps is None and config.validate_every_n_epochs is None:

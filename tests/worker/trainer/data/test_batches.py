@@ -142,6 +142,14 @@ def test_caption_prefix_precedes_every_caption(data: Images) -> None:
     assert all(caption.startswith("a drawing of ") for caption in batch.captions)
 
 
+def test_trigger_word_precedes_captions_without_it_but_blank_ones(data: Images) -> None:
+    config = config_of("unused", trigger_word="sks", loader={"caption_dropout": 0.5})
+    reader = SampleReader(data.store.url, data.dataset, config, None, StatelessRng(7))
+    captions = {it for epoch in range(4) for it in reader.read(epoch, (0, 1)).captions}
+    assert "" in captions
+    assert captions - {""} <= {f"sks, {sample.caption}" for sample in data.dataset.samples}
+
+
 def test_unreadable_image_is_named_when_due_and_the_thread_ends(data: Images) -> None:
     source = data_of(data)
     [(bad, *_)] = source.plan.samples_of_step(1)

@@ -81,6 +81,13 @@ def test_dreambooth_counts_its_class_images_as_regularization() -> None:
     }
 
 
+def test_trigger_word_is_the_phrase_and_a_tag() -> None:
+    config = config_of("org/base", trigger_word="Ohwx", loader={"caption_prefix": "photo of"})
+    found = entries(config, [sample(1, "red"), sample(2, "ohwx, small")])
+    assert found["modelspec.trigger_phrase"] == "Ohwx"
+    assert json.loads(found["ss_tag_frequency"]) == {"dataset": {"ohwx": 2, "red": 1, "small": 1}}
+
+
 def test_hostile_captions_neither_grow_nor_break_a_header(tmp_path: Path) -> None:
     prefix = "\x1b[31m\u202e" + "x" * 100_000
     config = config_of("org/base", loader={"caption_prefix": prefix})

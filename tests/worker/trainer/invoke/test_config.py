@@ -63,6 +63,13 @@ def test_values_are_the_jobs_except_for_our_own_parts() -> None:
     assert values["validate_every_n_epochs"] == 1
 
 
+def test_library_gets_prompts_with_the_trigger_word_and_not_the_option() -> None:
+    prompts = {"validation_prompts": ["a lamp", "ohwx"], "validate_every_n_steps": 2}
+    values = library_config(request_for({**FLUX_OPTIONS, **prompts, "trigger_word": "OHWX"}))
+    assert values["validation_prompts"] == ["OHWX, a lamp", "ohwx"]
+    assert "trigger_word" not in values
+
+
 def test_library_gets_no_path_or_address_of_a_dataset() -> None:
     dataset = {"type": "ARCHIVE", "archive": "https://example.org/a.zip?signature=secret"}
     values = library_config(request_for(with_loader(dataset=dataset, caption_dropout=0.5)))
