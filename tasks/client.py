@@ -10,7 +10,9 @@ from celery import Celery
 from opentelemetry.trace import NoOpTracer, Tracer
 
 from tasks.app import make_app
+from tasks.captions.runs import CaptionRequestDocument, CaptionRun, CaptionRuns
 from tasks.clock import broker_time
+from tasks.contract import CAPTION
 from tasks.errors import NoWorkerError
 from tasks.eta.history import RunHistoryStore
 from tasks.eta.positions import Position, Positions
@@ -62,6 +64,7 @@ class Client:
         self.tenant_queues = TenantQueues(connection, settings.job_ttl)
         self.quotas = Quotas(connection)
         self.usage = UsageStore(connection)
+        self.captions = CaptionRuns(connection)
         self.webhook_secrets = WebhookSecrets(connection)
         self.webhook_deliveries = WebhookDeliveries(connection, settings.job_ttl)
         self.positions = Positions(
@@ -197,6 +200,29 @@ class Client:
             now = broker_time(self._redis)
             tenant = self.state.get(job_id).job.tenant
             return self.webhook_deliveries.redeliver(job_id, tenant, sequence, now)
+
+    def start_captions(self, request: CaptionRequestDocument) -> CaptionRun:
+        """Start to write captions; the unfinished run of the same request is not started twice.
+
+        Raises:
+            TooManyCaptionRunsError: The tenant has too many runs that have not ended.
+        """
+        run, is_new = self.captions.create(request)
+        if is_new:
+            try:
+                self._app.send_task(
+                    CAPTION,
+                    (run.id,),
+                    queue=request.queue,
+                    task_id=run.id,
+                    ignore_result=True,
+                    argsrepr=f"captions={run.id} tenant={request.tenant}",
+                    kwargsrepr="{}",
+                )
+            except BaseException:
+                self.captions.remove(run)
+                raise
+        return run
 
     def live_workers(self) -> dict[str, WorkerInfo]:
         """Return the workers with a recent heartbeat, busy or not."""

@@ -7,6 +7,7 @@ PREPARE = "training.prepare"
 CACHE = "training.cache"
 TRAIN = "training.train"
 PUBLISH = "training.publish"
+CAPTION = "training.caption"
 
 STAGES = ("prepare", "cache", "train", "publish")
 """The stages of a job, in order."""

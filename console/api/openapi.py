@@ -29,6 +29,7 @@ TAGS = {
     "files": "Download what jobs have published, and their validation images.",
     "webhooks": "Create the secrets that sign jobs' webhooks, and see and repeat deliveries.",
     "uploads": "Upload datasets: resumable by tus 1.0 (tus.io), or at once as a form.",
+    "captions": "Let a model write captions for the images of an upload.",
     "catalog": "Look up presets, options, the fleet and the console's health.",
     "audit": "Read who did what; for operators.",
 }

@@ -10,6 +10,7 @@ from redis import Redis, RedisError
 
 from console.errors import UnavailableError
 from console.login import Sessions
+from console.services.captioning import Captioning
 from console.services.dataset_checks import DatasetChecks
 from console.services.event_hub import EventHub
 from console.services.file_links import FileLinks
@@ -60,6 +61,7 @@ class Services:
     files: JobFiles
     links: FileLinks
     uploads: Uploads
+    captioning: Captioning
     fleet: Fleet
     webhooks: JobWebhooks
     open_pages: Share
@@ -126,7 +128,7 @@ def open_services(settings: Settings, broker_url: str) -> Services:
     jobs = Jobs(client)
     files = JobFiles(store, jobs)
     checks = DatasetChecks(settings, folder / "thumbnails")
-    upload_store = UploadStore(folder / "uploads", store, settings)
+    uploads = Uploads(UploadStore(folder / "uploads", store, settings), checks)
     return Services(
         settings=settings,
         client=client,
@@ -142,7 +144,8 @@ def open_services(settings: Settings, broker_url: str) -> Services:
         events=EventHub(broker_url, jobs),
         files=files,
         links=FileLinks(shared, api_keys, files, client.audit),
-        uploads=Uploads(upload_store, checks),
+        uploads=uploads,
+        captioning=Captioning(client, uploads, settings),
         fleet=Fleet(client, settings, jobs),
         webhooks=JobWebhooks(client, jobs),
         open_pages=Share("pages", _MAX_PAGES),

@@ -15,7 +15,7 @@ def _one_line(word: str) -> str:
     """Return a trigger word.
 
     Raises:
-        ValueError: It has no letter or digit, or spaces or characters that nobody can type.
+        ValueError: It has no letter or digit, or misplaced spaces, or characters that do not print.
     """
     if not word.isprintable():
         raise ValueError("must be one line of printable characters, such as 'ohwx cat'")

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from tasks.data.read_policy import ReadPolicy
 from tasks.errors import Problem, SettingsError
 from tasks.settings.base import PREFIX, SettingsGroup, secrets_folder, split_list
+from tasks.settings.captions import CaptionSettings
 from tasks.settings.groups import (
     ConsoleSettings,
     DataSettings,
@@ -29,6 +30,7 @@ GROUPS: tuple[type[SettingsGroup], ...] = (
     DataSettings,
     WorkerSettings,
     TrainerSettings,
+    CaptionSettings,
     WebhookSettings,
     ConsoleSettings,
     ObservabilitySettings,
@@ -43,6 +45,7 @@ class Settings(
     DataSettings,
     WorkerSettings,
     TrainerSettings,
+    CaptionSettings,
     WebhookSettings,
     ObservabilitySettings,
 ):

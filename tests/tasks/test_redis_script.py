@@ -23,6 +23,7 @@ SOURCES = [
 KEY_MODULES = {
     "console/services/keys.py",
     "tasks/cache/index.py",
+    "tasks/captions/runs.py",
     "tasks/contract.py",
     "tasks/eta/history.py",
     "tasks/state/keys.py",

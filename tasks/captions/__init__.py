@@ -1,0 +1,1 @@
+"""Captions that a model writes for the images of an upload."""

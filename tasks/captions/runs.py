@@ -1,0 +1,231 @@
+"""Caption runs in Redis: what is to be captioned, how far a worker is, and the captions so far.
+
+A run is a hash, and its captions another one, by the names of the files in the upload. Both expire
+a day after their last change. Removing a run cancels it: its worker finds that out and stops.
+"""
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import timedelta
+from importlib.resources import files
+from typing import Any, Literal, cast
+
+from redis import Redis
+from redis.client import Pipeline
+from redis.exceptions import LockError
+from redis.lock import Lock
+
+from tasks.errors import ErrorCode, JobError
+from tasks.redis_script import Key, ScriptFolder
+from tasks.strict_model import StrictModel
+
+CaptionStyle = Literal["short", "detailed"]
+RunState = Literal["waiting", "running", "done", "failed"]
+
+_RUN = "training:captions:run:"
+_TEXTS = "training:captions:texts:"
+_LEASE = "training:captions:lease:"
+# Before a tenant: a sorted set of its runs that have not ended, by the time of their start.
+_ACTIVE = "training:captions:active:"
+_TTL = timedelta(days=1)
+MAX_ACTIVE = 2
+"""The runs of a tenant at a time."""
+MAX_IMAGES = 1000
+"""The images of a run: more is a day's work on a CPU, and its captions a large reply."""
+MAX_ATTEMPTS = 4
+"""Starts of a run by workers, of which each but the last was lost or gave it back."""
+# A start that has not renewed its lease for this long, and whose message was not delivered again.
+_LOST_AFTER_S = 3600.0
+
+_lua = ScriptFolder(files("tasks.captions") / "lua", {})
+
+
+@_lua.script
+def write_run(
+    *, run: Key, texts: Key, ttl_s: int, fields: Mapping[str, str], captions: Mapping[str, str]
+) -> int:
+    """Change a run that exists."""
+    raise NotImplementedError
+
+
+class TooManyCaptionRunsError(JobError):
+    """The tenant has as many runs as it may have at a time."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"{MAX_ACTIVE} runs of this tenant write captions already; wait for one, or cancel it",
+            ErrorCode.QUOTA_EXCEEDED,
+        )
+
+
+class CaptionModel(StrictModel):
+    """The model that writes captions, as the settings of the run's sender name it."""
+
+    model: str
+    """A Hub id, or a folder as the workers see it."""
+    revision: str | None = None
+    """The commit, branch or tag of the Hub's repository; null for its newest commit."""
+    max_tokens: int
+    """Tokens of a caption, at most."""
+
+
+class CaptionRequestDocument(StrictModel):
+    """What is to be captioned; it never changes."""
+
+    tenant: str
+    upload: str
+    """The id of the upload."""
+    files: tuple[str, ...] | None
+    """The names of the images in it; null for all."""
+    style: CaptionStyle
+    queue: str
+    model: CaptionModel
+
+
+class CaptionRun(StrictModel):
+    """A run as it is now."""
+
+    id: str
+    request: CaptionRequestDocument
+    created_at: float
+    updated_at: float
+    state: RunState
+    done: int = 0
+    total: int = 0
+    attempts: int = 0
+    error: str | None = None
+
+
+class CaptionRuns:
+    """The caption runs of the fleet.
+
+    Args:
+        client: A connection to Redis 6.2 or newer that decodes responses.
+    """
+
+    def __init__(self, client: Redis) -> None:
+        self._redis = client
+
+    def create(self, request: CaptionRequestDocument) -> tuple[CaptionRun, bool]:
+        """Record a run, or find the tenant's unfinished run of the same request.
+
+        Returns:
+            The run, and whether it is new and is to be sent.
+
+        Raises:
+            TooManyCaptionRunsError: The tenant has too many runs that have not ended.
+        """
+        active_key = f"{_ACTIVE}{request.tenant}"
+
+        def change(pipe: Pipeline) -> tuple[CaptionRun, bool]:
+            ids = cast("list[str]", pipe.zrange(active_key, 0, -1))
+            runs = [run for run_id in ids if (run := self.get(run_id)) is not None]
+            active = [run for run in runs if run.state in ("waiting", "running")]
+            for run in active:
+                if run.request == request:
+                    pipe.multi()
+                    return run, False
+            if len(active) >= MAX_ACTIVE:
+                raise TooManyCaptionRunsError
+            now, run_id = time.time(), uuid.uuid4().hex
+            run = CaptionRun(
+                id=run_id, request=request, created_at=now, updated_at=now, state="waiting"
+            )
+            pipe.multi()
+            ended = set(ids) - {it.id for it in active}
+            if ended:
+                pipe.zrem(active_key, *ended)
+            pipe.zadd(active_key, {run_id: now})
+            pipe.expire(active_key, _TTL)
+            fields = run.model_dump(mode="json", exclude={"id", "request"}, exclude_none=True)
+            texts: dict[Any, Any] = {name: str(value) for name, value in fields.items()}
+            texts["request"] = request.model_dump_json()
+            pipe.hset(f"{_RUN}{run_id}", mapping=texts)
+            pipe.expire(f"{_RUN}{run_id}", _TTL)
+            return run, True
+
+        transaction = cast("Callable[..., tuple[CaptionRun, bool]]", self._redis.transaction)
+        return transaction(change, active_key, value_from_callable=True)
+
+    def get(self, run_id: str) -> CaptionRun | None:
+        """Return a run; None if there is none of this id, or it was cancelled or has expired."""
+        fields = cast("dict[str, str]", self._redis.hgetall(f"{_RUN}{run_id}"))
+        if "request" not in fields:
+            return None
+        document: dict[str, Any] = {
+            **fields,
+            "id": run_id,
+            "request": json.loads(fields["request"]),
+        }
+        for name in ("created_at", "updated_at"):
+            document[name] = float(document[name])
+        for name in ("done", "total", "attempts"):
+            document[name] = int(document[name])
+        run = CaptionRun.model_validate(document)
+        is_late = time.time() - run.updated_at > _LOST_AFTER_S
+        if run.state == "running" and is_late and not self._redis.exists(f"{_LEASE}{run_id}"):
+            return run.model_copy(update={"state": "failed", "error": "its worker was lost"})
+        return run
+
+    def captions(self, run_id: str) -> dict[str, str]:
+        """Return a run's captions so far, by the names of the files in the upload."""
+        return cast("dict[str, str]", self._redis.hgetall(f"{_TEXTS}{run_id}"))
+
+    def lease(self, run_id: str, ttl_s: float) -> Lock:
+        """Return the lock of the one worker that carries out a run, not acquired yet."""
+        lease: Lock = self._redis.lock(f"{_LEASE}{run_id}", timeout=ttl_s, thread_local=False)
+        return lease
+
+    def begin(self, run: CaptionRun) -> bool:
+        """Record a worker's start; False if the run was cancelled meanwhile."""
+        return self._write(run, state="running", attempts=run.attempts + 1, done=0)
+
+    def advance(
+        self, run: CaptionRun, done: int, total: int, captions: Mapping[str, str] | None = None
+    ) -> bool:
+        """Record how far a run is, and captions; False if it was cancelled meanwhile."""
+        return self._write(run, captions, done=done, total=total)
+
+    def finish(self, run: CaptionRun) -> None:
+        """Record that every image has its caption."""
+        self._end(run, state="done")
+
+    def fail(self, run: CaptionRun, error: str) -> None:
+        """Record why a run ended; its captions so far stay."""
+        self._end(run, state="failed", error=error)
+
+    def remove(self, run: CaptionRun) -> None:
+        """Cancel a run, and remove it with its captions."""
+        with self._redis.pipeline() as pipe:
+            pipe.delete(f"{_RUN}{run.id}", f"{_TEXTS}{run.id}")
+            pipe.zrem(f"{_ACTIVE}{run.request.tenant}", run.id)
+            pipe.execute()
+
+    def _end(self, run: CaptionRun, state: RunState, **fields: str) -> None:
+        self._write(run, None, state=state, **fields)
+        self._redis.zrem(f"{_ACTIVE}{run.request.tenant}", run.id)
+
+    def _write(
+        self, run: CaptionRun, captions: Mapping[str, str] | None = None, **fields: object
+    ) -> bool:
+        exists = write_run(
+            self._redis,
+            run=f"{_RUN}{run.id}",
+            texts=f"{_TEXTS}{run.id}",
+            ttl_s=int(_TTL.total_seconds()),
+            fields={
+                "updated_at": str(time.time()),
+                **{name: str(value) for name, value in fields.items()},
+            },
+            captions=captions or {},
+        )
+        return bool(exists)
+
+
+def release(lease: Lock) -> None:
+    """Release a lease, unless it was lost."""
+    with suppress(LockError):
+        lease.release()
