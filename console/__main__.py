@@ -43,7 +43,7 @@ def main() -> int:
         )
         return 2
     keep_files_private()
-    set_up_logging(settings.log_format, "console")
+    set_up_logging(settings.log_format, "console", settings.log_level)
     try:
         services = open_services(settings, settings.broker_url.get_secret_value())
     except JobError as error:

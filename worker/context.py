@@ -16,6 +16,7 @@ from tasks.cache.index import PackIndex
 from tasks.eta.history import RunHistoryStore, WorkDone
 from tasks.settings.settings import Settings
 from tasks.stages.worker_context import Backoff, Tracker, WorkerContext, WorkerServices
+from tasks.state.audit import Action, newest_actor
 from tasks.state.connection import connect
 from tasks.state.job_store import JobStore
 from tasks.state.record import JobRecord, StageRecord
@@ -96,6 +97,10 @@ class FleetServices(WorkerServices):
     def newest_versions(self) -> dict[str, int]:
         """Return the newest version of the program that serves each queue."""
         return newest_versions(self.client)
+
+    def actor_of(self, action: Action, job_id: str) -> str | None:
+        """Return who last did something to a job; None if the audit log does not have it."""
+        return newest_actor(self.client, action, job_id)
 
     def open_tracker(self, request: TrackerRequest) -> Tracker | None:
         """Begin to report a run."""

@@ -3,6 +3,7 @@
 import logging
 import socket
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 
 import redis
@@ -137,7 +138,7 @@ def _connect(broker_url: str) -> redis.Redis:
 
 
 def _set_up_logging(settings: Settings, name: str) -> None:
-    set_up_logging(settings.log_format, name)
+    set_up_logging(settings.log_format, name, settings.log_level)
     # Celery configures no logging if this signal has a receiver.
     setup_logging.connect(_keep_logging)
     # Celery warns root users of pickles in messages; we accept JSON only.
@@ -155,6 +156,7 @@ def _describe(
 ) -> WorkerInfo:
     return WorkerInfo(
         version=VERSION,
+        release=version("training-worker"),
         queues=queues,
         memory_class=gpu.memory_class if gpu else None,
         gpu_uuid=gpu.uuid if gpu else None,

@@ -11,21 +11,50 @@ from typing import Any, Literal
 
 from tasks.escaping import escaped, escaped_lines
 
-_EXTRAS = ("job", "stage")
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+_EXTRAS = ("tenant", "job", "stage")
+_OWN_PACKAGES = ("tasks", "routing", "worker", "console")
 
 
-def set_up_logging(log_format: Literal["text", "json"], process: str) -> None:
-    """Send this process's logs to standard error, under its name."""
+def set_up_logging(
+    log_format: Literal["text", "json"], process: str, level: LogLevel = "info"
+) -> None:
+    """Send this process's logs to standard error, under its name.
+
+    Args:
+        log_format: Text or JSON.
+        process: The name.
+        level: The least severe lines that are logged; ``debug`` is that of our packages and of
+            Celery's tasks, since other libraries log secrets there.
+    """
     handler = logging.StreamHandler(sys.stderr)
     formatter = _JsonFormatter if log_format == "json" else _TextFormatter
     handler.setFormatter(formatter(process))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    number = logging.getLevelNamesMapping()[level.upper()]
+    logging.basicConfig(level=max(number, logging.INFO), handlers=[handler], force=True)
+    for package in _OWN_PACKAGES:
+        logging.getLogger(package).setLevel(number)
+    is_debug = level == "debug"
     # Celery's lines on the start and end of tasks repeat those of the stages.
-    logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
-    logging.getLogger("celery.app.trace").setLevel(logging.ERROR)
+    _keep_above("celery.worker.strategy", logging.INFO if is_debug else logging.WARNING)
+    _keep_above("celery.app.trace", logging.INFO if is_debug else logging.ERROR)
+    # A starting worker answers none of Flower's questions yet; Flower asks again.
+    _keep_above("flower.inspector", logging.INFO if is_debug else logging.ERROR)
     # Its lines have whole addresses: those of datasets may be signed, and a receiver's a secret.
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    _keep_above("httpx2", logging.WARNING)
     threading.excepthook = _log_thread_error
+
+
+def _keep_above(name: str, level: int) -> None:
+    """Keep a library's lines below a level out of the log."""
+    logging.getLogger(name).setLevel(max(level, logging.getLogger().level))
+
+
+def _facts(record: logging.LogRecord) -> dict[str, str]:
+    """Return whom and what a line is about."""
+    facts = {name: getattr(record, name, None) for name in _EXTRAS}
+    return {name: value for name, value in facts.items() if value is not None}
 
 
 def _log_thread_error(error: threading.ExceptHookArgs) -> None:
@@ -36,10 +65,11 @@ def _log_thread_error(error: threading.ExceptHookArgs) -> None:
 
 class _TextFormatter(logging.Formatter):
     def __init__(self, process: str) -> None:
-        super().__init__(f"%(asctime)s {process:<11} %(levelname)-7s %(message)s", "%H:%M:%S")
+        text = f"%(asctime)s {process:<11} %(levelname)-7s %(message)s"
+        super().__init__(text, "%Y-%m-%d %H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        facts = " ".join(f"{k}={getattr(record, k)}" for k in _EXTRAS if hasattr(record, k))
+        facts = " ".join(f"{name}={value}" for name, value in _facts(record).items())
         text = super().formatMessage(record)
         return escaped(f"{text} [{facts}]" if facts else text)
 
@@ -62,7 +92,7 @@ class _JsonFormatter(logging.Formatter):
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
-            **{key: getattr(record, key) for key in _EXTRAS if hasattr(record, key)},
+            **_facts(record),
         }
         if record.exc_info:
             document["exception"] = self.formatException(record.exc_info)

@@ -25,6 +25,7 @@ from routing.estimate import PUBLISHED, MemoryModel
 from routing.fair_share import TenantShares, parse_tenant_shares
 from tasks.calibration import read_calibration
 from tasks.jobs.invoke import parse_patches
+from tasks.process.logging_setup import LogLevel
 from tasks.settings.base import Duration, Port, SettingsGroup, split_list
 from tasks.state.broker_url import with_sentinel
 
@@ -35,6 +36,10 @@ _MIN_SECRET_BYTES = 24
 def _read_memory_model(path: Any) -> Any:
     """Return the memory model of a calibration file."""
     return read_calibration(Path(path)).replaced() if isinstance(path, str) else path
+
+
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
 
 
 class StorageSettings(SettingsGroup):
@@ -96,6 +101,11 @@ class StorageSettings(SettingsGroup):
     def home_dir(self) -> Path:
         """The home folder, absolute."""
         return self.home.expanduser().absolute()
+
+    @property
+    def logs_dir(self) -> Path:
+        """The folder of the log files of ``up``."""
+        return self.home_dir / "logs"
 
     @property
     def resolved_store_url(self) -> str:
@@ -452,3 +462,12 @@ class ObservabilitySettings(SettingsGroup):
 
     log_format: Literal["text", "json"] = "text"
     """`text` for a terminal, `json` for a log collector."""
+
+    log_level: Annotated[LogLevel, BeforeValidator(_lower)] = "info"
+    """The least severe lines that are logged: `debug`, `info`, `warning` or `error`. `-v` is
+    `debug` for one command, and `-q` is `warning`."""
+
+    log_max_bytes: Annotated[ByteSize, Field(ge=0)] = ByteSize(10_000_000)
+    """The maximum size of a log file. `up` keeps the newest five files of each of its processes in
+    the folder `logs` of `TRAINING_HOME`, besides what it prints. 0 writes none; a process that
+    `up` has not started writes none either."""

@@ -4,6 +4,7 @@ A process reads them once, at its edge, by ``load_settings``, and passes them on
 """
 
 import os
+import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 
@@ -36,6 +37,21 @@ GROUPS: tuple[type[SettingsGroup], ...] = (
     ObservabilitySettings,
 )
 """The groups, in the order of the documentation."""
+
+DEPLOYMENT_VARIABLES = frozenset(
+    {"TRAINING_IMAGE", "TRAINING_TRAINER_IMAGE", "TRAINING_DATASETS"}
+    | {f"TRAINING_GPU_{size}GB" for size in (8, 16, 24, 40, 80)}
+)
+"""Variables of ``deploy/compose.yaml`` itself. A shell that has them may run our commands, too."""
+
+# What Kubernetes adds to the environment of each pod, for each Service of its namespace.
+_LINK_NAME = re.compile(
+    r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$"
+)
+_LINK_VALUE = re.compile(r"(tcp|udp|sctp)://")
+_LINK = (
+    "Kubernetes has set it to the address of a Service; set enableServiceLinks: false in the pod"
+)
 
 
 class Settings(
@@ -86,13 +102,15 @@ def variable_of(field: str) -> str:
 def _unknown_variables() -> list[str]:
     folder = secrets_folder()
     files = [path.name for path in folder.iterdir()] if folder else []
-    known = {variable_of(field) for field in Settings.model_fields}
+    known = {variable_of(field) for field in Settings.model_fields} | DEPLOYMENT_VARIABLES
     return sorted(
         name for name in {*os.environ, *files} if name.startswith(PREFIX) and name not in known
     )
 
 
 def _unknown(name: str) -> str:
+    if _LINK_NAME.search(name) or _is_service_link(name):
+        return _LINK
     field = name.removeprefix(PREFIX).lower()
     similar = get_close_matches(field, Settings.model_fields, n=1)
     hint = f"; did you mean {variable_of(similar[0])}?" if similar else ""
@@ -103,4 +121,9 @@ def _invalid_values(error: ValidationError) -> Iterator[Problem]:
     for detail in error.errors(include_url=False, include_input=False):
         field = str(detail["loc"][0])
         name = variable_of(field) if field in Settings.model_fields else field
-        yield Problem(name, detail["msg"].removeprefix("Value error, "))
+        message = detail["msg"].removeprefix("Value error, ")
+        yield Problem(name, _LINK if _is_service_link(name) else message)
+
+
+def _is_service_link(name: str) -> bool:
+    return _LINK_VALUE.match(os.environ.get(name, "")) is not None

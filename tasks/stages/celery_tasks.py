@@ -21,6 +21,7 @@ from tasks.stages.outcomes import (
     Discarded,
     Done,
     Failed,
+    Paused,
     Requeued,
     Rerouted,
     RetriedAfterDelay,
@@ -107,6 +108,8 @@ def _add_stage(
                     )
                 case RetriedAfterDelay(reason) | Discarded(reason) | DeferredToNewerWorker(reason):
                     raise Ignore(reason)
+                case Paused():
+                    raise Ignore("the job is paused")
                 case Failed(error) | Cancelled(error):
                     raise error.for_wire() from None  # results keep the whole chain's text
         finally:

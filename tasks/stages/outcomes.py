@@ -53,9 +53,26 @@ class Failed:
 
 @dataclass(frozen=True)
 class Cancelled:
-    """The job was cancelled, and has ended."""
+    """The job was cancelled, and has ended.
+
+    Attributes:
+        error: The job's error.
+        actor: Who cancelled it, if the audit log has it.
+    """
 
     error: JobError
+    actor: str | None = None
+
+
+@dataclass(frozen=True)
+class Paused:
+    """The job was paused while the stage ran: resuming it sends another message.
+
+    Attributes:
+        actor: Who paused it, if the audit log has it.
+    """
+
+    actor: str | None
 
 
 @dataclass(frozen=True)
@@ -79,6 +96,7 @@ StageOutcome = (
     | RetriedAfterDelay
     | Failed
     | Cancelled
+    | Paused
     | Discarded
     | DeferredToNewerWorker
 )
@@ -89,8 +107,11 @@ def described(outcome: StageOutcome) -> str:
     match outcome:
         case Done(_, next_queue):
             return f"done, next in {next_queue}" if next_queue else "done"
-        case Failed(error) | Cancelled(error):
-            return f"{type(outcome).__name__.lower()}: {error}"
+        case Failed(error):
+            return f"failed: {error}"
+        case Cancelled(_, actor) | Paused(actor):
+            name = type(outcome).__name__.lower()
+            return f"{name} by {actor}" if actor else name
         case Rerouted(queue, reason):
             return f"rerouted to {queue}: {reason}"
         case RetriedAfterDelay(reason):

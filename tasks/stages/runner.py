@@ -27,6 +27,7 @@ from tasks.stages.outcomes import (
     Discarded,
     Done,
     Failed,
+    Paused,
     Requeued,
     Rerouted,
     RetriedAfterDelay,
@@ -37,6 +38,7 @@ from tasks.stages.stage_context import StageBody, StageContext, StageResult, unt
 from tasks.stages.telemetry import Telemetry
 from tasks.stages.worker_context import GpuUnhealthy, TrainerInterrupted, WorkerContext
 from tasks.state.artifacts import JobArtifacts
+from tasks.state.audit import Action
 from tasks.state.job_store import StartOutcome
 from tasks.state.record import VERSION, JobStatus, queue_of
 from tasks.state.stage_message import StageMessage, stage_message, task_label
@@ -77,9 +79,9 @@ def run_stage(
     draining: Callable[[], bool],
 ) -> StageOutcome:
     """Start a stage, run its body and record how it ended."""
-    started_s = time.monotonic()
+    started_s, extra = time.monotonic(), {"job": job_id, "stage": stage}
     try:
-        outcome = _begin_and_run(stage, body, job_id, delivery, worker, draining)
+        outcome = _begin_and_run(stage, body, job_id, delivery, worker, draining, extra)
     except SupersededError as error:
         outcome = Discarded(str(error))
     except redis.RedisError as error:
@@ -89,8 +91,9 @@ def run_stage(
         outcome = _ended_with(error)
     # A deferred message returns until a newer worker is live: only its first time is logged.
     if not isinstance(outcome, DeferredToNewerWorker):
-        seconds, extra = time.monotonic() - started_s, {"job": job_id, "stage": stage}
-        logger.info("%s ended after %.1f s: %s", stage, seconds, described(outcome), extra=extra)
+        level = logging.WARNING if isinstance(outcome, Failed | RetriedAfterDelay) else logging.INFO
+        seconds, text = time.monotonic() - started_s, described(outcome)
+        logger.log(level, "%s ended after %.1f s: %s", stage, seconds, text, extra=extra)
     return outcome
 
 
@@ -101,8 +104,9 @@ def _begin_and_run(
     delivery: Delivery,
     worker: WorkerContext,
     draining: Callable[[], bool],
+    extra: dict[str, str],
 ) -> StageOutcome:
-    start = _begin(stage, job_id, delivery, worker, draining)
+    start = _begin(stage, job_id, delivery, worker, draining, extra)
     if not isinstance(start, StageContext):
         return start
     try:
@@ -117,8 +121,9 @@ def _begin(
     delivery: Delivery,
     worker: WorkerContext,
     draining: Callable[[], bool],
+    extra: dict[str, str],
 ) -> StageContext | StageOutcome:
-    """Ask the job's record for a start of the stage.
+    """Ask the job's record for a start of the stage; name the job's tenant in the log's facts.
 
     Raises:
         UnknownJobError: There is no such job.
@@ -138,8 +143,8 @@ def _begin(
     )
     answer, token, record, candidates = until_connected(begin, draining)
     worker.services.dispatch_waiting(candidates)  # The queue has capacity for one more message.
-    extra = {"job": job_id, "stage": stage}
     if record is not None:
+        extra["tenant"] = record.tenant
         logger.info("%s begins", stage, extra=extra)
         events = EventBuffer(state, job_id, token)
         telemetry = Telemetry(
@@ -187,8 +192,7 @@ def _run(context: StageContext, body: StageBody) -> StageOutcome:
             worker.services.check_gpu(record.estimate.needed_gib)
         result = body(context)
     except TrainerInterrupted:
-        note = Note(level="info", message=f"{worker.name} stops; {context.stage} waits")
-        return _requeue(context, note)
+        return _requeue(context, Note(level="info", message=_why_interrupted(context)))
     except GpuUnhealthy as unhealthy:
         reason = f"{context.stage} waits for another GPU than that of {worker.name}: {unhealthy}"
         return _requeue(context, Note(level="warning", message=reason))
@@ -273,6 +277,12 @@ def _requeue(context: StageContext, note: Note) -> StageOutcome:
     return _release(context, Requeued(note.message), "released", note)
 
 
+def _why_interrupted(context: StageContext) -> str:
+    if context.draining():
+        return f"{context.worker.name} stops; {context.stage} waits for another worker"
+    return f"{context.stage} stops as requested"
+
+
 def _reroute(
     context: StageContext, queue: str, reason: str, fields: dict[str, str]
 ) -> StageOutcome:
@@ -296,7 +306,6 @@ def _retry_or_fail(context: StageContext, error: JobError) -> StageOutcome:
     max_retries = min(max_retries, _MAX_RETRIES.get(error.code, max_retries))
     if error.retryable and context.record.retries < max_retries:
         return _retry(context, error, max_retries)
-    logger.warning("%s ends the job: %s", context.stage, error, extra=_extra(context))
     return _end(context, error)
 
 
@@ -361,7 +370,7 @@ def _release(
         return _cancel(context)
     context.telemetry.record_end(label)
     if status == JobStatus.PAUSED:
-        return Discarded(f"job {job_id} is paused")
+        return Paused(context.worker.services.actor_of(Action.JOB_PAUSE, job_id))
     return outcome
 
 
@@ -383,7 +392,10 @@ def _end(context: StageContext, error: JobError) -> Failed | Cancelled:
     fail = partial(fail, change_id=uuid4().hex, is_gpu_used=context.is_gpu_used)
     context.until_connected(fail)
     context.telemetry.record_end(status, error.code, status)
-    return _ended_with(error)
+    if cancelled:
+        services = context.worker.services
+        return Cancelled(error, services.actor_of(Action.JOB_CANCEL, context.job_id))
+    return Failed(error)
 
 
 def _ended_with(error: JobError) -> Failed | Cancelled:
@@ -409,4 +421,5 @@ def _following(context: StageContext, result: StageResult) -> StageMessage:
 
 
 def _extra(context: StageContext) -> dict[str, str]:
-    return {"job": context.job_id, "stage": context.stage}
+    record = context.record
+    return {"tenant": record.tenant, "job": context.job_id, "stage": context.stage}

@@ -14,6 +14,7 @@ from tasks.data.read_policy import ReadPolicy
 from tasks.eta.history import WorkDone
 from tasks.events import CacheDone, Event, TrainDone
 from tasks.stages.trainer_protocol import TrainerRequest
+from tasks.state.audit import Action
 from tasks.state.job_store import JobStore
 from tasks.state.record import JobRecord, StageRecord
 from tasks.state.scripts import Candidates
@@ -131,6 +132,10 @@ class WorkerServices:
     def newest_versions(self) -> dict[str, int]:
         """Return the newest version of the program that serves each queue."""
         return {}
+
+    def actor_of(self, action: Action, job_id: str) -> str | None:
+        """Return who last did something to a job; None if that is not known."""
+        return None
 
     def open_tracker(self, request: TrackerRequest) -> Tracker | None:
         """Begin to report a run; None where nothing is reported."""

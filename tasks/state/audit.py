@@ -117,13 +117,16 @@ class AuditLog:
                 name: _bounded(value) for name, value in details.items() if value is not None
             },
         }
-        return scripts.record_audit(
+        position = scripts.record_audit(
             self._redis,
             audit_key=AUDIT,
             retention_s=self._retention_s,
             max_entries=_MAX_ENTRIES,
             entry=json.dumps({name: value for name, value in entry.items() if value}),
         )
+        extra = {"tenant": tenant}
+        logger.info("%s of %s by %s", action, entry["subject"], entry["actor"], extra=extra)
+        return position
 
     @contextmanager
     def recording(
@@ -188,6 +191,19 @@ class AuditLog:
                 break
             end = f"({page[-1].id}"
         return found[:limit]
+
+
+def newest_actor(client: Redis, action: Action, subject: str) -> str | None:
+    """Return who last did something; None if it is not among the newest entries of the log.
+
+    For a line of a log: an unavailable broker is no error.
+    """
+    try:
+        newest = read_entries(client.xrevrange(AUDIT, count=_PAGE))
+    except RedisError:
+        return None
+    actors = (entry.actor for entry in newest if (entry.action, entry.subject) == (action, subject))
+    return next(actors, None)
 
 
 def read_entries(page: object) -> list[AuditEntry]:

@@ -47,6 +47,7 @@ class WorkerInfo(StrictModel):
 
     Attributes:
         version: The version of job records that its program writes.
+        release: The version of its program, such as 0.1.0; empty from older ones.
         queues: The queues it serves, first served first.
         memory_class: The class of its GPU; None on the CPU queue, as are all GPU fields.
         gpu_uuid: The GPU that it is pinned to.
@@ -64,6 +65,7 @@ class WorkerInfo(StrictModel):
     model_config = ConfigDict(extra="ignore")
 
     version: int = 1
+    release: str = ""
     queues: tuple[str, ...]
     memory_class: MemoryClass | None
     gpu_uuid: str | None = None

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from tasks.errors import ErrorCode
-from tasks.settings.settings import Settings
+from tasks.settings.settings import DEPLOYMENT_VARIABLES, Settings
 from tests.docs.reference import FOLDER, PAGES, REMEDIES, ROOT
 
 
@@ -28,9 +28,7 @@ def test_every_error_has_a_remedy() -> None:
     ids=lambda path: path.relative_to(ROOT).as_posix(),
 )
 def test_page_names_only_settings_that_exist(page: Path) -> None:
-    # The compose file's own variables; its test compares the guide with the file.
-    own = {f"TRAINING_GPU_{size}GB" for size in (8, 16, 24, 40, 80)}
-    own |= {"TRAINING_IMAGE", "TRAINING_TRAINER_IMAGE", "TRAINING_DATASETS"}
-    own |= {"TRAINING_TYPE", "TRAINING_TYPES"}  # an argument of a command, a table of the trainer
+    # An argument of a command, a table of the trainer.
+    own = DEPLOYMENT_VARIABLES | {"TRAINING_TYPE", "TRAINING_TYPES"}
     existing = {f"TRAINING_{name.upper()}" for name in Settings.model_fields} | own
     assert set(re.findall(r"\bTRAINING_[A-Z0-9_]+\b", page.read_text("utf-8"))) <= existing

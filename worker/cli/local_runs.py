@@ -52,7 +52,7 @@ def run_local_fleet(settings: Settings, ready_file: Path | None) -> None:
         settings: This process's settings.
         ready_file: Is created once all workers are ready.
     """
-    set_up_logging(settings.log_format, "up")
+    set_up_logging(settings.log_format, "up", settings.log_level)
     settings = _without_missing_parts(settings)
     if settings.broker_url is not None:
         # Its workers would wait for it; the person at this terminal gets an error.

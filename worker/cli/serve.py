@@ -24,7 +24,7 @@ def flower(settings: "Settings") -> None:
     from worker.local.ports import check_ports
 
     require("flower")
-    set_up_logging(settings.log_format, "flower")
+    set_up_logging(settings.log_format, "flower", settings.log_level)
     url = broker_url(settings)
     check_ports(settings, ("flower",))
     stdout.print(f"flower: {flower_address(settings)}", soft_wrap=True)
@@ -82,7 +82,7 @@ def metrics(
         raise JobError(message, ErrorCode.INVALID_STATE)
     from worker.maintenance.exporter import serve
 
-    set_up_logging(settings.log_format, "metrics")
+    set_up_logging(settings.log_format, "metrics", settings.log_level)
     client = connect(broker_url(settings))
     stdout.print(f"metrics: {metrics_address(settings)}", soft_wrap=True)
     try:

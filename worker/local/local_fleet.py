@@ -23,6 +23,7 @@ from tasks.settings.settings import Settings
 from worker.errors import FleetStartError
 from worker.gpu.inventory import Gpu, find_gpus
 from worker.local.embedded_broker import EmbeddedBroker
+from worker.local.log_files import LogFiles
 from worker.local.ports import is_listening
 from worker.supervision.process import kill_group, spawn
 
@@ -50,6 +51,7 @@ class _Child:
     env: dict[str, str]
     drains: bool
     """Whether exit code 0 means that it was asked to stop for good."""
+    logs: LogFiles
     process: "subprocess.Popen[bytes] | None" = None
     started_at: float = 0.0
     delay_s: float = _FIRST_RESTART_DELAY_S
@@ -67,7 +69,11 @@ class _Child:
     def _start(self, now: float) -> None:
         self.started_at = now
         # Children log to standard error; what some print, 'up' prints for all of them.
-        self.process = spawn(self.argv, env=self.env, stdout=subprocess.DEVNULL)
+        self.process = spawn(
+            self.argv, env=self.env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        assert self.process.stderr is not None
+        self.logs.copy(self.name, self.process.stderr)
 
     def _schedule_restart(self, now: float, code: int) -> None:
         self.process = None
@@ -95,6 +101,7 @@ class Fleet:
     _children: list[_Child]
     _is_ready: dict[str, Callable[[], bool]]
     _stop_within_s: float
+    _logs: LogFiles
     _is_stopping: bool = field(default=False)
 
     def wait_until_ready(self) -> None:
@@ -133,6 +140,7 @@ class Fleet:
             except subprocess.TimeoutExpired:
                 logger.warning("process %d does not stop; it is killed", process.pid)
             kill_group(process)
+        self._logs.close()
 
     def _supervise(self) -> None:
         if self._broker is not None:
@@ -169,7 +177,9 @@ def running_fleet(settings: Settings) -> Iterator[Fleet]:
             )
         ready = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="training-worker-")))
         usable = [gpu for gpu in gpus if gpu.memory_class is not None]
-        fleet = _make_fleet(settings, broker, usable, ready)
+        logs = LogFiles(settings.logs_dir, settings.log_max_bytes)
+        logs.add_own("up")
+        fleet = _make_fleet(settings, broker, usable, ready, logs)
         stack.callback(fleet.stop)
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signal_number, fleet.request_stop)
@@ -178,7 +188,11 @@ def running_fleet(settings: Settings) -> Iterator[Fleet]:
 
 
 def _make_fleet(
-    settings: Settings, broker: EmbeddedBroker | None, gpus: list[Gpu], ready: Path
+    settings: Settings,
+    broker: EmbeddedBroker | None,
+    gpus: list[Gpu],
+    ready: Path,
+    logs: LogFiles,
 ) -> Fleet:
     env = _child_environment(settings)
     options = {"cpu": ["--queues", "cpu"]}
@@ -195,17 +209,18 @@ def _make_fleet(
             is_ready[part] = partial(is_listening, getattr(settings, f"{part}_address"), port)
     python = [sys.executable, "-P", "-m", "worker"]
     children = [
-        _Child(name, [*python, *command], env, drains=name not in PARTS)
+        _Child(name, [*python, *command], env, drains=name not in PARTS, logs=logs)
         for name, command in commands.items()
     ]
     stop_within_s = settings.shutdown_timeout.total_seconds() + _STOP_MARGIN_S
-    return Fleet(gpus, broker, children, is_ready, stop_within_s)
+    return Fleet(gpus, broker, children, is_ready, stop_within_s, logs)
 
 
 def _child_environment(settings: Settings) -> dict[str, str]:
     """Return our environment, with the settings that the fleet has chosen itself."""
     assert settings.broker_url is not None
     env = {**os.environ, "TRAINING_BROKER_URL": settings.broker_url.get_secret_value()}
+    env["TRAINING_LOG_LEVEL"] = settings.log_level
     if settings.gpus is not None:
         env["TRAINING_GPUS"] = settings.gpus
     if settings.data_roots is not None:

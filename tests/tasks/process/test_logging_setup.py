@@ -37,6 +37,33 @@ def test_text_names_the_process_the_job_and_the_stage() -> None:
     assert first.endswith("train begins [job=j1 stage=train]")
 
 
+@pytest.mark.parametrize(
+    ("level", "shown"),
+    [
+        ("debug", ["ours", "ours at info", "ours at warning", "theirs at info"]),
+        ("info", ["ours at info", "ours at warning", "theirs at info"]),
+        ("warning", ["ours at warning"]),
+        ("error", []),
+    ],
+)
+def test_level_is_that_of_our_packages_and_of_others_from_info(
+    level: str, shown: list[str]
+) -> None:
+    program = (
+        "import logging\n"
+        "from tasks.process.logging_setup import set_up_logging\n"
+        f"set_up_logging('text', 'cpu', {level!r})\n"
+        "ours, theirs = map(logging.getLogger, ('worker.worker', 'kombu'))\n"
+        "ours.debug('ours'); ours.info('ours at info'); ours.warning('ours at warning')\n"
+        "theirs.debug('theirs, a secret'); theirs.info('theirs at info')\n"
+        "logging.getLogger('httpx2').info('a signed address')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True
+    )
+    assert [line.split(maxsplit=4)[4] for line in done.stderr.splitlines()] == shown
+
+
 def test_no_request_is_logged_with_its_address() -> None:
     assert "signature" not in "".join(logged("text"))
 
@@ -54,6 +81,8 @@ def root() -> Iterator[logging.Logger]:
     handlers, level = root.handlers[:], root.level
     yield root
     root.handlers[:], root.level = handlers, level
+    for package in ("tasks", "routing", "worker", "console"):
+        logging.getLogger(package).setLevel(logging.NOTSET)
 
 
 def formatted(root: logging.Logger, log_format: Literal["text", "json"], text: str) -> list[str]:

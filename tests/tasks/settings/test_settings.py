@@ -1,3 +1,4 @@
+import re
 from datetime import timedelta
 from pathlib import Path
 
@@ -5,7 +6,13 @@ import pytest
 from pydantic import ValidationError
 
 from tasks.errors import EXIT_CODES, SettingsError
-from tasks.settings.settings import GROUPS, Settings, load_settings
+from tasks.settings.settings import (
+    DEPLOYMENT_VARIABLES,
+    GROUPS,
+    Settings,
+    load_settings,
+    variable_of,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -124,6 +131,38 @@ def test_an_unknown_setting_is_refused_with_a_suggestion(
     assert secret == "no such setting; did you mean TRAINING_BROKER_URL?"
     assert typo == "no such setting; did you mean TRAINING_MAX_RETRIES?"
     assert unknown == "no such setting"
+
+
+def test_service_links_of_kubernetes_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    links = {
+        "TRAINING_CONSOLE_PORT": "tcp://10.0.0.7:8080",
+        "TRAINING_CONSOLE_PORT_8080_TCP": "tcp://10.0.0.7:8080",
+        "TRAINING_CONSOLE_PORT_8080_TCP_ADDR": "10.0.0.7",
+        "TRAINING_CONSOLE_SERVICE_HOST": "10.0.0.7",
+        "TRAINING_CONSOLE_SERVICE_PORT_HTTP": "8080",
+    }
+    for name, value in links.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert {problem.location for problem in caught.value.problems} == set(links)
+    for problem in caught.value.problems:
+        assert problem.message.endswith("set enableServiceLinks: false in the pod")
+
+
+def test_variables_of_the_compose_file_are_no_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    compose = (Path(__file__).parents[3] / "deploy" / "compose.yaml").read_text("utf-8")
+    used = set(re.findall(r"\$\{(TRAINING_[A-Z0-9_]+)", compose))
+    assert used - {variable_of(name) for name in Settings.model_fields} == DEPLOYMENT_VARIABLES
+    for name in DEPLOYMENT_VARIABLES:
+        monkeypatch.setenv(name, "0")
+    load_settings()
+
+
+@pytest.mark.parametrize("text", ["debug", "WARNING"])
+def test_log_level_is_read_in_any_case(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRAINING_LOG_LEVEL", text)
+    assert load_settings().log_level == text.lower()
 
 
 def test_every_setting_is_in_one_documented_group() -> None:

@@ -1,4 +1,5 @@
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -36,6 +37,7 @@ from tasks.stages.outcomes import (
     Discarded,
     Done,
     Failed,
+    Paused,
     Requeued,
     Rerouted,
     RetriedAfterDelay,
@@ -50,6 +52,7 @@ from tasks.stages.train import train
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.stages.worker_context import Backoff, TrainerInterrupted, WorkerContext, WorkerServices
 from tasks.state.artifacts import JobArtifacts
+from tasks.state.audit import Action, AuditLog, newest_actor
 from tasks.state.control import JobControl
 from tasks.state.counters import Counters
 from tasks.state.job_store import DispatchOutcome, JobStore
@@ -547,14 +550,81 @@ def test_a_paused_jobs_stage_is_released_and_its_message_discarded(
 
     worker = worker_with(state, store, tmp_path, ScriptedTrainer())
     outcome = outcome_of("prepare", paused_meanwhile, job_id, worker)
-    assert isinstance(outcome, Discarded)
-    assert "paused" in outcome.reason
+    assert isinstance(outcome, Paused)
     assert state.get(job_id).status == JobStatus.PAUSED
     outcome = outcome_of("prepare", leave(dataset="d"), job_id, worker)
     assert isinstance(outcome, Discarded)
     assert "paused" in outcome.reason
     assert control.resume(job_id)
     run_stage("prepare", leave(dataset="d"), job_id, worker)
+
+
+class Audited(WorkerServices):
+    """A fleet with an audit log."""
+
+    def __init__(self, client: Redis) -> None:
+        self._redis = client
+
+    def actor_of(self, action: Action, job_id: str) -> str | None:
+        return newest_actor(self._redis, action, job_id)
+
+
+@pytest.mark.parametrize(
+    ("action", "ended"),
+    [(Action.JOB_PAUSE, "paused by key alice"), (Action.JOB_CANCEL, "cancelled by key alice")],
+)
+def test_log_has_start_end_and_who_stopped_the_stage(
+    state: JobStore,
+    store: Store,
+    tmp_path: Path,
+    job_id: str,
+    caplog: pytest.LogCaptureFixture,
+    action: Action,
+    ended: str,
+) -> None:
+    control = JobControl(state._redis, timedelta(hours=1))
+    audit = AuditLog(state._redis, timedelta(hours=1))
+
+    def stopped_meanwhile(context: StageContext) -> StageResult:
+        audit.record("key bob", action, "another job")
+        audit.record("key alice", action, job_id)
+        (control.pause if action == Action.JOB_PAUSE else control.cancel)(job_id)
+        assert context.stop_requested()
+        raise TrainerInterrupted
+
+    worker = worker_with(state, store, tmp_path, ScriptedTrainer())
+    worker = replace(worker, services=Audited(state._redis))
+    caplog.set_level("INFO", "tasks.stages.runner")
+    outcome_of("prepare", stopped_meanwhile, job_id, worker)
+    begins, why, ends = (it for it in caplog.records if it.name == "tasks.stages.runner")
+    assert (begins.message, why.message) == ("prepare begins", "prepare stops as requested")
+    assert re.fullmatch(rf"prepare ended after \d\.\d s: {ended}", ends.message)
+    for record in (begins, why, ends):
+        facts = {name: getattr(record, name) for name in ("tenant", "job", "stage")}
+        assert facts == {"tenant": "default", "job": job_id, "stage": "prepare"}
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (StoreError("the store is unavailable", retryable=True), "retried: the store"),
+        (TrainerError("it crashed", "prepare"), "failed: it crashed"),
+    ],
+)
+def test_a_failed_or_retried_stage_is_one_warning(
+    state: JobStore,
+    store: Store,
+    tmp_path: Path,
+    job_id: str,
+    caplog: pytest.LogCaptureFixture,
+    error: JobError,
+    text: str,
+) -> None:
+    worker = worker_with(state, store, tmp_path, ScriptedTrainer())
+    worker = replace(worker, backoff=Backoff(max_retries=2, first_s=1.0))
+    outcome_of("prepare", failing(error), job_id, worker)
+    [warning] = (it for it in caplog.records if it.levelname == "WARNING")
+    assert re.match(rf"prepare ended after \d\.\d s: {text}", warning.message)
 
 
 def test_cancel_with_save_publishes_the_last_checkpoint(

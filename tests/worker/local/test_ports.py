@@ -9,6 +9,7 @@ import pytest
 from tasks.settings.settings import Settings
 from worker.errors import PortsTakenError
 from worker.local.local_fleet import PARTS, Fleet, _Child
+from worker.local.log_files import LogFiles
 from worker.local.ports import check_ports, is_listening
 
 
@@ -41,7 +42,7 @@ def test_up_starts_nothing_if_a_port_is_taken(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("drains", [False, True])
 def test_only_workers_stay_stopped_after_exit_0(drains: bool) -> None:
-    child = _Child("flower", [], {}, drains=drains)
+    child = _Child("flower", [], {}, drains=drains, logs=LogFiles(Path(), 0))
     child._schedule_restart(1000.0, 0)
     assert (child.start_at < 1060) == (not drains)
 
@@ -59,6 +60,6 @@ def test_fleet_is_ready_once_its_parts_listen(address: str) -> None:
                 console.listen()
             return asked[-1]
 
-        Fleet([], None, [], {"console": is_ready}, 1).wait_until_ready()
+        Fleet([], None, [], {"console": is_ready}, 1, LogFiles(Path(), 0)).wait_until_ready()
     assert asked == [False, False, True]
     assert not is_listening(address, port)
