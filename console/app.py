@@ -25,7 +25,12 @@ def make_app(services: Services) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        loops = (services.maintain, services.maintain_keys, services.maintain_sessions)
+        loops = (
+            services.maintain,
+            services.maintain_deletions,
+            services.maintain_keys,
+            services.maintain_sessions,
+        )
         maintenance = [asyncio.create_task(loop()) for loop in loops]
         yield
         for task in maintenance:

@@ -84,6 +84,11 @@ class JobView(View):
 
     id: str
     name: str
+    """Name of the published file, without its ending."""
+    title: str | None
+    """What people call the job; null for its name."""
+    notes: str | None
+    """What people wrote about the job."""
     tenant: str
     type: str
     preset: str | None

@@ -29,7 +29,7 @@ from tasks.urls import redact_urls
 _VOLATILE = {
     "webhook",
     *("change_id", "change_reply", "delivery_tag", "starts", "unstarted", "deferred_by"),
-    *("front_at", "gpu_start", "alive_at"),
+    *("front_at", "gpu_start", "alive_at", "copied_until"),
     *("renewed_at", "newest_event", "event_bytes", "due_at", "tenant_queue", "waiting_message"),
 }
 # Far above a job's 10,000 events.

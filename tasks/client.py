@@ -13,9 +13,11 @@ from tasks.app import make_app
 from tasks.captions.runs import CaptionRequestDocument, CaptionRun, CaptionRuns
 from tasks.clock import broker_time
 from tasks.contract import CAPTION
-from tasks.errors import NoWorkerError
+from tasks.deletion import remains_of
+from tasks.errors import NoWorkerError, UnknownJobError
 from tasks.eta.history import RunHistoryStore
 from tasks.eta.positions import Position, Positions
+from tasks.jobs.edit import JobEdit
 from tasks.jobs.job import TrainingJob, parse_job
 from tasks.settings.settings import Settings
 from tasks.stages.results import store_results
@@ -24,6 +26,7 @@ from tasks.state.artifacts import JobArtifacts
 from tasks.state.audit import Action, AuditLog, Detail
 from tasks.state.connection import check_server, connect
 from tasks.state.control import JobControl
+from tasks.state.deletions import Deletion, Deletions
 from tasks.state.ended_jobs import EndedJobs
 from tasks.state.job_store import DispatchOutcome, JobStore
 from tasks.state.record import JobRecord, JobStatus, JobSummary
@@ -59,6 +62,7 @@ class Client:
         self.control = JobControl(connection, settings.job_ttl)
         self.audit = AuditLog(connection, settings.audit_retention)
         self.ended_jobs = EndedJobs(connection, settings.job_ttl)
+        self.deletions = Deletions(connection, settings.job_ttl)
         self.run_history = RunHistoryStore(connection, settings.job_ttl)
         self._app: Celery = make_app(settings, broker_url)
         self.tenant_queues = TenantQueues(connection, settings.job_ttl)
@@ -166,6 +170,36 @@ class Client:
         change = "front" if priority is None else priority
         with self._recording(actor, Action.JOB_PRIORITY, job_id, priority=change):
             return self.control.prioritize(job_id, priority)
+
+    def edit(self, job_id: str, changes: JobEdit, actor: str) -> None:
+        """Change what people call a job; see ``JobControl.edit``."""
+        fields = changes.changes()
+        with self._recording(actor, Action.JOB_EDIT, job_id, fields=" ".join(fields)):
+            self.control.edit(job_id, **fields)
+
+    def delete(self, job_id: str, actor: str) -> Deletion:
+        """Delete the record of a job that has ended; the files follow (``tasks/deletion.py``).
+
+        A job that was deleted before stays so.
+
+        Raises:
+            UnknownJobError: There is no such job.
+            UnreadableJobError: Only a newer version can read it.
+            InvalidStateError: It has not ended, or its results are being copied.
+        """
+        try:
+            record = self.state.get(job_id)
+        except UnknownJobError:
+            deletion = self.deletions.find(job_id)
+            if deletion is None:
+                raise
+            return deletion
+        with self._recording(actor, Action.JOB_DELETE, job_id, name=record.name):
+            if record.status.ended and self.ended_jobs.has_unstored_result(job_id):
+                self.store_results(record)
+            self.deletions.delete(record, remains_of(record))
+        # A job that has changed since it was read is read again.
+        return self.delete(job_id, actor)
 
     def change_quotas(
         self, tenant: str, changes: dict[str, float | bool | None], actor: str

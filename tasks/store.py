@@ -54,6 +54,11 @@ def pack_key(kind: str, pack_id: str) -> str:
     return f"{pack_prefix(kind)}{pack_id[:2]}/{pack_id}.safetensors"
 
 
+def job_prefix(job_id: str) -> str:
+    """Return the prefix of everything that only one job has, but for its published files."""
+    return f"jobs/{job_id}/"
+
+
 def report_key(job_id: str) -> str:
     """Return the key of the report on a job's dataset."""
     return f"jobs/{job_id}/dataset_report.json"

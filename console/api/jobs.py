@@ -9,10 +9,12 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validato
 from console.api.access import JobReader, JobWriter, ServicesDep
 from console.api.openapi import errors, reference
 from console.errors import BadRequestError, UnsupportedMediaTypeError
+from console.services.job_records import JobStorageView
 from console.views import JobPage, JobView, Preview
 from routing.policy import TrainingType
 from tasks.errors import InvalidJobError, Problem
 from tasks.jobs.document import DocumentError, read_json
+from tasks.jobs.edit import JobEdit
 from tasks.state.job_search import JobFilter, parse_labels
 from tasks.state.record import JobStatus
 
@@ -173,3 +175,32 @@ async def resume_job(caller: JobWriter, services: ServicesDep, job_id: str) -> J
 async def get_job(caller: JobReader, services: ServicesDep, job_id: str) -> JobView:
     """Return a job."""
     return await services.jobs.get(caller, job_id)
+
+
+@router.patch("/jobs/{job_id}")
+async def update_job(
+    caller: JobWriter, services: ServicesDep, job_id: str, changes: JobEdit
+) -> JobView:
+    """Change a job's title, notes or labels; its id and its files keep their names."""
+    return await services.records.edit(caller, job_id, changes)
+
+
+@router.get("/jobs/{job_id}/storage")
+async def get_job_storage(caller: JobReader, services: ServicesDep, job_id: str) -> JobStorageView:
+    """Return how much of the store a job takes, which its deletion frees."""
+    return await services.records.storage(caller, job_id)
+
+
+@router.delete(
+    "/jobs/{job_id}",
+    status_code=204,
+    responses={202: {"description": "Deleted; the fleet removes the files later."}, **errors(409)},
+)
+async def delete_job(caller: JobWriter, services: ServicesDep, job_id: str) -> Response:
+    """Delete a job that has ended: its record, events, results, checkpoints and samples.
+
+    It is repeated without harm. Usage and the audit log stay, and no job gets the same id for
+    as long as a job is kept.
+    """
+    is_removed = await services.records.delete(caller, job_id)
+    return Response(status_code=204 if is_removed else 202)

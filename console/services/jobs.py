@@ -173,12 +173,7 @@ class Jobs:
         Raises:
             UnknownJobError: The caller sees no job of this id.
         """
-        if not _ID.fullmatch(job_id):
-            raise UnknownJobError(job_id)
-        ids = [job_id]
-        if caller.tenant is not None:
-            ids.append(tenant_job_id(caller.tenant, job_id))
-        for record in self._client.state.get_all(ids):
+        for record in self._client.state.get_all(ids_of(caller, job_id)):
             if caller.sees(record.job.tenant):
                 return record
         raise UnknownJobError(job_id)
@@ -195,6 +190,8 @@ class Jobs:
             tenant=record.job.tenant,
             type=training.type,
             preset=record.job.preset,
+            title=record.title,
+            notes=record.notes,
             labels=record.labels,
             metadata=record.job.metadata,
             priority=record.priority,
@@ -250,6 +247,13 @@ class Jobs:
                 progress = replace(progress, progress=event)
         read.position, read.progress = last, progress
         return progress
+
+
+def ids_of(caller: Caller, job_id: str) -> list[str]:
+    """Return the ids of the jobs that a caller may mean by an id; none if it is malformed."""
+    if not _ID.fullmatch(job_id):
+        return []
+    return [job_id] if caller.tenant is None else [job_id, tenant_job_id(caller.tenant, job_id)]
 
 
 def tenant_job_id(tenant: str, job_id: str) -> str:

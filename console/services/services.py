@@ -16,6 +16,7 @@ from console.services.event_hub import EventHub
 from console.services.file_links import FileLinks
 from console.services.fleet import Fleet
 from console.services.job_files import JobFiles
+from console.services.job_records import JobRecords
 from console.services.jobs import Jobs
 from console.services.rate_limiter import RateLimiter, WrongKeys
 from console.services.shares import Share
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 _MAINTENANCE_INTERVAL_S = 3600.0
 _SESSIONS_INTERVAL_S = 2.0
+_DELETIONS_INTERVAL_S = 60.0
 _KEYS_INTERVAL_S, _WARNING_INTERVAL_S = 60.0, 86_400.0
 # Of all accounts. An open page keeps about a megabyte.
 _MAX_PAGES = 400
@@ -58,6 +60,7 @@ class Services:
     jobs: Jobs
     submissions: Submissions
     events: EventHub
+    records: JobRecords
     files: JobFiles
     links: FileLinks
     uploads: Uploads
@@ -75,6 +78,18 @@ class Services:
             except (JobError, OSError):
                 logger.warning("cannot remove expired uploads; retrying later", exc_info=True)
             await asyncio.sleep(_MAINTENANCE_INTERVAL_S)
+
+    async def maintain_deletions(self) -> None:
+        """Remove the files of deleted jobs that remain, until cancelled.
+
+        The elected worker does the same, where its rights on the store allow it.
+        """
+        while True:
+            try:
+                await self.records.remove_due()
+            except (JobError, RedisError):
+                logger.warning("cannot remove files of deleted jobs; retrying later", exc_info=True)
+            await asyncio.sleep(_DELETIONS_INTERVAL_S)
 
     async def maintain_keys(self) -> None:
         """Take changes of API keys to the audit log, and warn of their end, until cancelled."""
@@ -142,6 +157,7 @@ def open_services(settings: Settings, broker_url: str) -> Services:
         jobs=jobs,
         submissions=Submissions(client, settings, jobs, checks),
         events=EventHub(broker_url, jobs),
+        records=JobRecords(client, shared, store, jobs),
         files=files,
         links=FileLinks(shared, api_keys, files, client.audit),
         uploads=uploads,

@@ -41,6 +41,8 @@ class Action(StrEnum):
     JOB_PAUSE = "job.pause"
     JOB_RESUME = "job.resume"
     JOB_PRIORITY = "job.priority"
+    JOB_EDIT = "job.edit"
+    JOB_DELETE = "job.delete"
     DEAD_LETTER_REPLAY = "dead_letter.replay"
     DEAD_LETTER_DISCARD = "dead_letter.discard"
     QUOTA_SET = "quota.set"

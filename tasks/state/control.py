@@ -1,6 +1,8 @@
 """Changes jobs from outside their stages, for operators and for the fleet's maintenance."""
 
+import json
 import logging
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import cast
 
@@ -147,6 +149,37 @@ class JobControl:
         if reply not in ("waiting", "later"):
             raise InvalidStateError(job_id, f"{reply}, not waiting")
         return reply == "waiting"
+
+    def edit(
+        self,
+        job_id: str,
+        *,
+        title: str | None = None,
+        notes: str | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
+        """Change what people call a job; its id and published files keep their names.
+
+        Args:
+            job_id: The job.
+            title: Its title; empty for none, None leaves it.
+            notes: What people write about it; empty for none, None leaves them.
+            labels: All of its labels; None leaves them.
+
+        Raises:
+            UnknownJobError: There is no such job.
+        """
+        text = None if labels is None else json.dumps(dict(labels))
+        fields = {"title": title, "notes": notes, "labels": text}
+        is_known = scripts.edit_job(
+            self._redis,
+            job_key=record_key(job_id),
+            events_key=events_key(job_id),
+            ttl_s=self._ttl_s,
+            fields={name: value for name, value in fields.items() if value is not None},
+        )
+        if not is_known:
+            raise UnknownJobError(job_id)
 
     def dead_letters(self) -> list[JobRecord]:
         """Return the jobs of the dead-letter queue, the oldest end first."""

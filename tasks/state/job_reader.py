@@ -14,6 +14,7 @@ from tasks.errors import UnknownJobError, UnreadableJobError
 from tasks.events import Event, Note, parse_event
 from tasks.state import keys
 from tasks.state.record import (
+    DELETED,
     JobRecord,
     JobSummary,
     parse_record,
@@ -74,11 +75,11 @@ class JobReader:
         return _parse_readable(parse_summary, self._fields(job_ids))
 
     def tenant_of(self, job_id: str) -> str | None:
-        """Return the tenant of a job of any version; None if there is no such job."""
+        """Return the tenant of a job of any version, also of a deleted one; None if unknown."""
         return cast("str | None", self._redis.hget(record_key(job_id), "tenant"))
 
     def existing(self, job_ids: Collection[str]) -> set[str]:
-        """Return those of the ids that belong to a job, readable or not."""
+        """Return those of the ids that belong to a job, readable, deleted or not."""
         ids = list(job_ids)
         with self._redis.pipeline(transaction=False) as pipe:
             for job_id in ids:
@@ -153,7 +154,11 @@ class JobReader:
     def _fields(self, job_ids: Sequence[str]) -> dict[str, dict[str, str]]:
         """Return the fields of each job's hash, without unknown jobs."""
         hashes = read_hashes(self._redis, [record_key(job_id) for job_id in job_ids])
-        return {job_id: fields for job_id, fields in zip(job_ids, hashes, strict=True) if fields}
+        return {
+            job_id: fields
+            for job_id, fields in zip(job_ids, hashes, strict=True)
+            if fields and fields.get("status") != DELETED
+        }
 
 
 def read_hashes(client: Redis, hash_keys: Sequence[str]) -> list[dict[str, str]]:

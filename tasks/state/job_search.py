@@ -20,7 +20,7 @@ class JobFilter:
     """Which jobs to find; empty values find all.
 
     Attributes:
-        text: A text in the id or name, in any case.
+        text: A text in the id, name, title or notes, in any case.
         status: A ``JobStatus``.
         queue: The queue that the job waits in, or the one of its GPU stages.
         type: A training type.
@@ -41,8 +41,9 @@ class JobFilter:
     def matches(self, job: JobSummary) -> bool:
         """Return whether a job is meant, but for its tenant and time, which indexes decide."""
         text = self.text.lower()
+        texts = (job.id, job.name, job.title or "", job.notes or "")
         return (
-            (text in job.id.lower() or text in job.name.lower())
+            any(text in it.lower() for it in texts)
             and self.status in (None, job.status)
             and self.queue in (None, job.gpu_queue, job.pending_queue)
             and self.type in (None, job.type)

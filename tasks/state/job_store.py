@@ -22,6 +22,7 @@ from tasks.contract import STAGES, events_key, record_key
 from tasks.errors import (
     DEAD_LETTER_CODES,
     ErrorCode,
+    InvalidJobError,
     JobError,
     Problem,
     SupersededError,
@@ -36,6 +37,7 @@ from tasks.state.artifacts import NO_ARTIFACTS, JobArtifacts
 from tasks.state.fencing_token import NO_TOKEN, FencingToken
 from tasks.state.job_reader import JobReader
 from tasks.state.record import (
+    DELETED,
     VERSION,
     JobRecord,
     JobStatus,
@@ -163,6 +165,7 @@ class JobStore(JobReader):
 
         Raises:
             QuotaExceededError: A quota of its tenant refuses it.
+            InvalidJobError: A job of this id was deleted.
         """
         route = job.route(self._constants)
         label = task_label(job_id, job.name, job.tenant)
@@ -200,6 +203,9 @@ class JobStore(JobReader):
         )
         if outcome.startswith(_QUOTA):
             raise Quotas(self._redis).refusal(job.tenant, outcome.removeprefix(_QUOTA))
+        if outcome == DELETED:
+            problem = f"is that of the deleted job {job_id}; leave the id out or choose another"
+            raise InvalidJobError([Problem("id", problem)])
         return DispatchOutcome(outcome)
 
     def follow(self, job_id: str, result_id: str) -> FollowOutcome:

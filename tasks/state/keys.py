@@ -23,6 +23,10 @@ UNSTORED_RESULTS = "training:jobs:results"
 """Sorted set: the ids of ended jobs whose Celery results are not stored yet, by the time of their
 end."""
 
+DELETIONS = "training:jobs:deletions"
+"""Sorted set: the ids of deleted jobs of which the store may still have files, by the time of their
+next removal."""
+
 TENANT_QUEUES = "training:tenant_queues"
 """Set: the queues in front of which jobs wait in tenant queues. With ``:QUEUE``, the tenants of
 that queue by their last dispatch; with ``:QUEUE:TENANT``, a tenant's jobs, the next one first."""

@@ -30,6 +30,9 @@ VERSION_HEADER = "training_version"
 UNSTARTED_FIELD = "unstarted"
 """The field of a job's hash that counts messages whose workers died before the stage began."""
 
+DELETED = "deleted"
+"""The status in the tombstone of a deleted job, which is no record."""
+
 _GPU_MS_PREFIX = "gpu_ms:"
 
 # A date out of range and JSON that is nested too deeply have errors of their own.
@@ -92,6 +95,10 @@ class JobSummary(StrictModel):
     type: str
     """The training type."""
     labels: dict[str, str] = Field(default_factory=dict)
+    title: str | None = None
+    """What people call the job; null for its name."""
+    notes: str | None = None
+    """What people wrote about the job."""
     priority: int = 0
     """The priority among the tenant's jobs, which may have been changed since submit."""
     moved_to_front_at: datetime | None = None
@@ -262,7 +269,9 @@ def _summary_values(job_id: str, fields: Mapping[str, str]) -> dict[str, Any]:
         "name": job["name"],
         "tenant": job["tenant"],
         "type": job["training"]["type"],
-        "labels": job.get("labels", {}),
+        "labels": json.loads(fields["labels"]) if "labels" in fields else job.get("labels", {}),
+        "title": fields.get("title") or None,
+        "notes": fields.get("notes") or None,
         "priority": int(fields.get("priority", job["priority"])),
         "moved_to_front_at": datetime.fromtimestamp(float(front_at), UTC) if front_at else None,
         "gpu_use": _gpu_use_of(fields),

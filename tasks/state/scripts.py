@@ -43,7 +43,9 @@ _lua = ScriptFolder(
             "tenant_queues_since": keys.TENANT_QUEUES_SINCE,
             "fleet": keys.FLEET,
             "pending_webhooks": keys.PENDING_WEBHOOKS,
+            "webhook_deliveries": keys.WEBHOOK_DELIVERIES,
             "unstored_results": keys.UNSTORED_RESULTS,
+            "deletions": keys.DELETIONS,
             "deliveries_suffix": keys.DELIVERIES_SUFFIX,
             "tenant_webhooks_prefix": keys.TENANT_WEBHOOKS_PREFIX,
             "webhook_tenants": keys.WEBHOOK_TENANTS,
@@ -297,6 +299,26 @@ def renew_job(*, job_key: Key, events_key: Key, ttl_s: int, entry: str, tenant: 
 @_lua.script
 def record_copies(*, job_key: Key, events_key: Key, ttl_s: int, fields: Mapping[str, str]) -> int:
     """Replace what an ended job's record says of the copies of its results."""
+    raise NotImplementedError
+
+
+@_lua.script
+def hold_results(*, job_key: Key, events_key: Key, ttl_s: int, seconds: int) -> int:
+    """Hold the results of an ended job while they are copied; 0 seconds release them."""
+    raise NotImplementedError
+
+
+@_lua.script
+def edit_job(*, job_key: Key, events_key: Key, ttl_s: int, fields: Mapping[str, str]) -> int:
+    """Change what people call a job."""
+    raise NotImplementedError
+
+
+@_lua.script
+def delete_job(
+    *, job_key: Key, events_key: Key, ttl_s: int, attempt: int, status: str, remains: str
+) -> str:
+    """Delete the record of an ended job; ``remains`` is what the store has of it, as JSON."""
     raise NotImplementedError
 
 

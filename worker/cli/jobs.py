@@ -240,6 +240,52 @@ def resume(settings: "Settings", job: JobId, json: Json = False) -> None:
     _show_status(job, client.state.summary(job).status, json)
 
 
+@commands.command()
+@command
+def edit(
+    settings: "Settings",
+    job: JobId,
+    title: Annotated[
+        str | None, typer.Option(help="What people call the job; empty for its name.")
+    ] = None,
+    notes: Annotated[str | None, typer.Option(help="Notes about the job; empty for none.")] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(help="A label to set, name=value, or to remove, name; repeatable."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Change a job's title, notes or labels. Its id and its files keep their names."""
+    from tasks.errors import InvalidJobError, UsageError
+    from tasks.jobs.edit import JobEdit
+    from tasks.jobs.problems import validate
+    from tasks.state.audit import command_line_actor
+    from tasks.state.job_search import parse_labels
+    from worker.cli.client import client_of
+    from worker.cli.reports.output import print_json, stdout
+
+    client = client_of(settings)
+    fields: dict[str, object] = {"title": title, "notes": notes}
+    try:
+        set_labels = parse_labels(label or ())
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if set_labels:
+        labels = {**client.state.summary(job).labels, **set_labels}
+        fields["labels"] = {name: text for name, text in labels.items() if text is not None}
+    given = {name: value for name, value in fields.items() if value is not None}
+    if not given:
+        raise UsageError("give --title, --notes or --label")
+    changes, problems = validate(given, JobEdit)
+    if changes is None:
+        raise InvalidJobError(problems)
+    client.edit(job, changes, command_line_actor())
+    if json:
+        print_json({"job_id": job, **changes.changes()})
+    else:
+        stdout.print(f"job {job} is edited: {', '.join(given)}")
+
+
 def _show_status(job_id: str, status: str, json: bool) -> None:
     from worker.cli.reports.output import print_json, stdout
 

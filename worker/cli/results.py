@@ -1,4 +1,4 @@
-"""Commands on published results: repeat their copies, and recover the records of their jobs."""
+"""Commands on results: repeat their copies, recover the records of their jobs, and delete them."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -81,6 +81,59 @@ def recover(
     return EXIT_CODES[ErrorCode.UNREADABLE_FILE] if report.unreadable_count else 0
 
 
+@commands.command()
+@command
+def delete(
+    settings: "Settings",
+    jobs: Annotated[
+        list[str],
+        typer.Argument(metavar="JOB...", help="Ids of jobs that have ended.", show_default=False),
+    ],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    json: Json = False,
+) -> None:
+    """Delete ended jobs, with all of their results.
+
+    Published files, checkpoints, samples and events go.
+    Usage and the audit log stay. The fleet's maintenance removes the files from the store.
+    """
+    from tasks.errors import InvalidStateError
+    from tasks.state.audit import command_line_actor
+    from worker.cli.client import client_of
+    from worker.cli.reports.output import print_json, stdout
+
+    client = client_of(settings)
+    for job_id in jobs if not yes else ():
+        record = client.state.get(job_id)
+        if not record.status.ended:
+            raise InvalidStateError(job_id, f"{record.status}; cancel it before you delete it")
+        _confirm(
+            f"Delete {record.status} job {job_id} ({record.title or record.name}) and its files?"
+        )
+    for job_id in jobs:
+        client.delete(job_id, command_line_actor())
+        if not json:
+            stdout.print(f"job {job_id} is deleted")
+    if json:
+        print_json([{"job_id": job_id, "action": "deleted"} for job_id in jobs])
+
+
+def _confirm(question: str) -> None:
+    """Ask a question, and end the command unless a person says yes.
+
+    Raises:
+        UsageError: The input is no terminal.
+    """
+    import sys
+
+    from tasks.errors import UsageError
+    from tasks.escaping import escaped
+
+    if not sys.stdin.isatty():
+        raise UsageError("add --yes to delete without a question")
+    typer.confirm(escaped(question), abort=True)
+
+
 def _copied(settings: "Settings", client: "Client", job_id: str) -> "tuple[PublishedCopy, ...]":
     """Copy a job's results, and record what became of each copy.
 
@@ -109,10 +162,13 @@ def _copied(settings: "Settings", client: "Client", job_id: str) -> "tuple[Publi
     store = Store(settings.resolved_store_url)
     files = tuple(Artifact.model_validate(it) for it in json.loads(store.get(key))["files"])
     copiers = Copiers(TenantSecrets(settings.secrets_dir), settings.data_access().hosts)
-    with TemporaryDirectory(prefix="training-worker-") as folder:
+    with (
+        client.ended_jobs.holding_results(job_id) as hold,
+        TemporaryDirectory(prefix="training-worker-") as folder,
+    ):
         results = Results(job_id, record.job, files, key, store, Path(folder))
-        made = copiers.copies(results, record.artifacts.copies, lambda: None)
+        made = copiers.copies(results, record.artifacts.copies, hold, hold)
         copies = tuple(copy for copy, _ in made)
-    client.ended_jobs.record_copies(record, copies)
-    archive_record(store, client.state, job_id)
+        client.ended_jobs.record_copies(record, copies)
+        archive_record(store, client.state, job_id)
     return copies

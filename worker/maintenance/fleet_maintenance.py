@@ -6,11 +6,13 @@ from datetime import timedelta
 from celery import Celery
 from redis import Redis
 
+from tasks.deletion import DeletedFiles
 from tasks.metrics import JOB_WEBHOOKS, REDELIVERED_MESSAGES, WEBHOOKS
 from tasks.settings.settings import Settings
 from tasks.stages.results import UnstoredResults
 from tasks.state.control import JobControl
 from tasks.state.counters import Counters
+from tasks.state.deletions import Deletions
 from tasks.state.job_store import JobStore
 from tasks.state.keys import AUDIT_LEASE, MAINTENANCE_LEASE, REDELIVERY_LEASE, WEBHOOKS_LEASE
 from tasks.state.tenants.quotas import Quotas
@@ -67,7 +69,7 @@ class FleetMaintenance(WorkerPolicy):
         self._maintenance_loop().start()
         self._redelivery_loop().start()
         self._webhook_loop().start()
-        self._audit_loop().start()
+        self._store_loop().start()
 
     def _maintenance_loop(self) -> LeaderLoop:
         control = JobControl(
@@ -108,11 +110,14 @@ class FleetMaintenance(WorkerPolicy):
         jobs = {"webhooks": webhooks.deliver_due, "job_webhooks": job_webhooks.deliver_due}
         return self._loop(WEBHOOKS_LEASE, jobs)
 
-    def _audit_loop(self) -> LeaderLoop:
+    def _store_loop(self) -> LeaderLoop:
         settings = self._settings
         store = Store(settings.resolved_store_url)
         export = AuditExport(self._client, store, settings.audit_retention)
-        return self._loop(AUDIT_LEASE, {"audit": export.export_if_due})
+        deletions = Deletions(self._client, settings.job_ttl)
+        files = DeletedFiles(store, self._client, deletions)
+        jobs = {"audit": export.export_if_due, "deletions": files.remove_due}
+        return self._loop(AUDIT_LEASE, jobs)
 
     def _loop(
         self,

@@ -1,8 +1,10 @@
 -- Records a job and sends it, or lets it wait. Returns 'exists', 'sent' or 'waiting', or the quota
--- that refuses it: 'quota:NAME'.
+-- that refuses it: 'quota:NAME'. 'deleted' if a job of this id was deleted: a message of it that comes
+-- again must not run it again.
 
 -- include: job.lua
 
+if is_deleted() then return 'deleted' end
 if exists() then return 'exists' end
 local quota = refusing_quota(fields.tenant)
 if quota then return 'quota:' .. quota end

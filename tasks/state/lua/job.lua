@@ -26,7 +26,12 @@ local function get(field)
   return job[field]
 end
 
-local function exists() return get('status') or redis.call('EXISTS', job_key) == 1 end
+-- A deleted job leaves a tombstone, which only what creates a record looks at.
+local function is_deleted() return get('status') == 'deleted' end
+
+local function exists()
+  return not is_deleted() and (get('status') or redis.call('EXISTS', job_key) == 1)
+end
 
 -- One text: the client parses a reply of many parts slowly.
 local function all_fields() return cjson.encode(redis.call('HGETALL', job_key)) end

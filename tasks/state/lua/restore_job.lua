@@ -1,9 +1,9 @@
 -- Records a job that has ended and whose record was lost, with the positions that its events had.
--- Returns 1, or 0 if there is a record. It lives for `rest_s` more, which count from the job's end.
+-- Returns 1, or 0 if there is a record or the job was deleted. It lives for `rest_s` more, which count from the job's end.
 
 -- include: job.lua
 
-if exists() then return 0 end
+if is_deleted() or exists() then return 0 end
 set(fields)
 for i, event in ipairs(events) do
   local is_progress = cjson.decode(event).kind == 'progress'

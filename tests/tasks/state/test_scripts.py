@@ -27,10 +27,11 @@ from tasks.jobs.webhook import JobWebhook
 from tasks.state.artifacts import NO_ARTIFACTS, JobArtifacts
 from tasks.state.audit import Action, AuditLog
 from tasks.state.control import JobControl
+from tasks.state.deletions import Deletions
 from tasks.state.ended_jobs import EndedJobs
 from tasks.state.fencing_token import FencingToken
 from tasks.state.job_store import JobStore
-from tasks.state.record import VERSION, StageRecord, parse_summary
+from tasks.state.record import VERSION, StageRecord, parse_record, parse_summary
 from tasks.state.stage_message import StageMessage
 from tasks.state.tenants.quotas import Quotas
 from tasks.state.tenants.tenant_queues import TenantQueues
@@ -84,6 +85,7 @@ ON_GPU = RUNNING | {
     "alive_at": "1100.000000",
 }
 ENDED = BETWEEN | {"status": "failed", "error": "e", "error_code": "internal", "error_stage": "x"}
+TOMBSTONE = {"status": "deleted", "tenant": "a", "deleted_at": "1000.000000", "remains": "[]"}
 IN_FLIGHT = "training:jobs:in_flight"
 DUE = "training:jobs:due"
 DEAD = "training:jobs:dead_letters"
@@ -127,6 +129,7 @@ class Fleet:
         self.deliveries = WebhookDeliveries(self.redis, HOUR)
         self.cache = PackIndex(self.redis, HOUR, HOUR)
         self.ended = EndedJobs(self.redis, HOUR)
+        self.deletions = Deletions(self.redis, HOUR)
 
     def begin(self, stage: str = "prepare", tag: str = "new", **more: Any) -> object:
         return self.state.begin("one", stage, worker="w2", queue="q", tag=tag, **more)[:2]
@@ -230,6 +233,15 @@ def record_copies(fleet: Fleet) -> object:
     copy = events.PublishedCopy(type="HUB", target="me/lamp", commit="c")
     fleet.ended.record_copies(summary, (copy,))
     return None
+
+
+def hold_results(fleet: Fleet) -> object:
+    return fleet.ended._hold("one", 60)
+
+
+def delete(fleet: Fleet) -> object:
+    fields = ENDED | {"job": fleet.job.model_dump_json()}
+    return fleet.deletions.delete(parse_record("one", fields), ["jobs/one/"])
 
 
 def restore(fleet: Fleet) -> object:
@@ -643,6 +655,34 @@ CASES: dict[str, Case] = {
     "record copies of an unknown job": Case(record_copies),
     "restore a job": Case(restore),
     "restore a known job": Case(restore, ENDED),
+    "restore a deleted job": Case(restore, TOMBSTONE),
+    "edit": Case(lambda fleet: fleet.control.edit("one", title="t", labels={}), RUNNING),
+    "edit an unknown job": Case(lambda fleet: fleet.control.edit("one", notes="n")),
+    "edit a deleted job": Case(lambda fleet: fleet.control.edit("one", notes="n"), TOMBSTONE),
+    "hold results": Case(hold_results, ENDED),
+    "hold results of a running job": Case(hold_results, RUNNING),
+    "hold results of a deleted job": Case(hold_results, TOMBSTONE),
+    # Deleting jobs.
+    "delete": Case(
+        delete,
+        ENDED | HOOKED,
+        RENEWALS
+        | {JOBS: {"one": 1.0, "two": 2.0}, f"{TENANT_JOBS}a": {"one": 1.0}, DEAD: {"one": 5.0}}
+        | {WEBHOOKS: {"one": 5.0}, f"{WEBHOOKS}:deliveries": {"one": "1"}}
+        | {DELIVERIES: {"sequence": "2", "2": PENDING_PROGRESS}}
+        | {PENDING: {"one 2": 5.0, "two 1": 6.0}, TENANTS: {"a": 5.0}},
+    ),
+    "delete running": Case(delete, RUNNING, in_flight()),
+    "delete unknown": Case(delete),
+    "delete deleted": Case(delete, TOMBSTONE),
+    "delete copied": Case(delete, ENDED | {"copied_until": "9000000000"}),
+    "delete copied before": Case(delete, ENDED | {"copied_until": "5"}),
+    "delete replayed": Case(delete, ENDED | {"attempt": "4"}),
+    "create deleted": Case(create, TOMBSTONE),
+    "begin deleted": Case(lambda fleet: fleet.begin(), TOMBSTONE),
+    "write deleted": Case(lambda fleet: fleet.state.write("one", NEWEST, [NOTE]), TOMBSTONE),
+    "cancel deleted": Case(lambda fleet: fleet.control.cancel("one"), TOMBSTONE),
+    "renew deleted": Case(renew, TOMBSTONE, RENEWALS),
     # Renewing keys.
     "renew waiting": Case(renew, IN_TENANT_QUEUE, in_tenant_queue() | RENEWALS),
     "renew running": Case(renew, RUNNING, in_flight() | RENEWALS),

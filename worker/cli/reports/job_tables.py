@@ -6,6 +6,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
+from rich.text import Text
 
 from routing.policy import Route
 from tasks.contract import STAGES
@@ -55,7 +56,7 @@ def job_table(records: list[JobRecord], waits: Mapping[str, str | None]) -> Tabl
     for record in records:
         table.add_row(
             record.id,
-            record.job.name,
+            Text(record.title or record.job.name),
             record.job.training.type,
             record.status,
             record.stage,
