@@ -29,6 +29,7 @@ from console.errors import (
     UnavailableError,
 )
 from console.login import COOKIE, address_of, is_same_origin
+from console.pages.form.gallery import THUMBNAILS
 from console.pages.layout import text_answer
 from console.pages.login_page import login_address
 from console.security_headers import API
@@ -56,7 +57,7 @@ _LENGTH = re.compile(rb"[0-9]{1,18}")
 _PAGE = re.compile(r"/(jobs(/[^/]+)?|fleet|new)?")
 # Where NiceGUI receives the messages and files of pages.
 _PAGE_UPLOADS = "/_nicegui/client/"
-_OF_PAGES = ("/_nicegui_ws/", _PAGE_UPLOADS)
+_OF_PAGES = ("/_nicegui_ws/", _PAGE_UPLOADS, f"{THUMBNAILS}/")
 _UPLOADS = (f"{API}/uploads/", f"{API}/uploads:multipart", _PAGE_UPLOADS)
 _HEALTH = f"{API}/health"
 _FILE = re.compile(rf"{API}/jobs/([^/]+)/files/(.+)")

@@ -1,5 +1,6 @@
 """The pages of the application, by path."""
 
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -13,14 +14,17 @@ from console.errors import ConsoleError, ForbiddenError, NotFoundError, TooManyE
 from console.login import COOKIE
 from console.pages.elements import Tag
 from console.pages.fleet_page import FleetPage
+from console.pages.form.begun_drafts import BegunDrafts
 from console.pages.form.draft import Draft
 from console.pages.form.drafts import Drafts
+from console.pages.form.gallery import THUMBNAILS
 from console.pages.form.new_job import NewJob
 from console.pages.formatting import sentence
 from console.pages.job.job_page import JobPage
 from console.pages.jobs_list import JobsList
 from console.pages.layout import ASSETS, Frame, prefix_of, text_answer
 from console.pages.login_page import add_login_page
+from console.scopes import check_scope
 from console.services.services import Services
 from console.services.threads import in_thread
 from console.views import PresetView
@@ -34,6 +38,7 @@ _FAVICON = (
 )
 _FIRST_TYPE = "FLUX_LORA"
 _RESPONSE_TIMEOUT_S = 10
+_THUMBNAIL_KEY = re.compile(r"[0-9a-f]{32}")
 
 
 def add_pages(app: FastAPI, services: Services) -> None:
@@ -50,6 +55,7 @@ def add_pages(app: FastAPI, services: Services) -> None:
 
     _add_job_pages(services)
     _add_form(services, drafts)
+    _add_thumbnails(app, drafts)
     ui.run_with(
         app,
         title="training-worker",
@@ -119,11 +125,29 @@ def _add_form(services: Services, drafts: Drafts) -> None:
                 await in_thread(drafts.close)(opened)
                 ui.navigate.to(frame.link(f"/jobs/{job_id}"))
 
+            async def discard(draft_id: str) -> None:
+                other = await in_thread(drafts.find)(frame.caller, draft_id)
+                if other is not None:
+                    await in_thread(drafts.close)(other)
+
+            is_begun = await in_thread(lambda: opened.is_begun)()
+            begun = [] if is_begun else await in_thread(drafts.begun)(frame.caller)
             with frame.page("New job", "/new"):
+                BegunDrafts(frame, begun, discard)
                 NewJob(frame, services, opened, presets, save, started).build()
             return None
 
         return await _with_frame(request, services, build, Scope.JOBS_WRITE, Scope.UPLOADS)
+
+
+def _add_thumbnails(app: FastAPI, drafts: Drafts) -> None:
+    @app.get(THUMBNAILS + "/{draft_id}/{key}", include_in_schema=False)
+    async def thumbnail(request: Request, draft_id: str, key: str) -> Response:
+        caller = check_scope(request.state.caller, Scope.UPLOADS)
+        opened = await in_thread(drafts.find)(caller, draft_id)
+        if opened is None or not _THUMBNAIL_KEY.fullmatch(key):
+            raise NotFoundError("there is no such image")
+        return await in_thread(_thumbnail)(opened.thumbnails / f"{key}.jpg")
 
 
 async def _with_frame(
@@ -174,6 +198,15 @@ async def _first_draft(
     of_type = [preset for preset in presets if preset.type == _FIRST_TYPE]
     best = next((preset for preset in of_type if preset.recommended), of_type[0])
     return Draft(_FIRST_TYPE, best.name)
+
+
+def _thumbnail(path: Path) -> Response:
+    try:
+        # Its name changes with the image.
+        headers = {"Cache-Control": "private, max-age=86400, immutable"}
+        return Response(path.read_bytes(), media_type="image/jpeg", headers=headers)
+    except OSError as error:
+        raise NotFoundError("there is no such image") from error
 
 
 def _show_not_found(frame: Frame, problem: str) -> None:

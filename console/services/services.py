@@ -15,9 +15,11 @@ from console.services.dataset_checks import DatasetChecks
 from console.services.event_hub import EventHub
 from console.services.file_links import FileLinks
 from console.services.fleet import Fleet
+from console.services.image_files import ImageFiles
 from console.services.job_files import JobFiles
 from console.services.job_records import JobRecords
 from console.services.jobs import Jobs
+from console.services.processes import Processes
 from console.services.rate_limiter import RateLimiter, WrongKeys
 from console.services.shares import Share
 from console.services.submissions import Submissions
@@ -65,6 +67,7 @@ class Services:
     links: FileLinks
     uploads: Uploads
     captioning: Captioning
+    image_files: ImageFiles
     fleet: Fleet
     webhooks: JobWebhooks
     open_pages: Share
@@ -142,8 +145,10 @@ def open_services(settings: Settings, broker_url: str) -> Services:
     shared = connect(broker_url)
     jobs = Jobs(client)
     files = JobFiles(store, jobs)
-    checks = DatasetChecks(settings, folder / "thumbnails")
-    uploads = Uploads(UploadStore(folder / "uploads", store, settings), checks)
+    processes = Processes()
+    image_files = ImageFiles(settings, processes, folder / "thumbnails")
+    checks = DatasetChecks(settings, processes, image_files)
+    uploads = Uploads(UploadStore(folder / "uploads", store, settings), image_files)
     return Services(
         settings=settings,
         client=client,
@@ -162,6 +167,7 @@ def open_services(settings: Settings, broker_url: str) -> Services:
         links=FileLinks(shared, api_keys, files, client.audit),
         uploads=uploads,
         captioning=Captioning(client, uploads, settings),
+        image_files=image_files,
         fleet=Fleet(client, settings, jobs),
         webhooks=JobWebhooks(client, jobs),
         open_pages=Share("pages", _MAX_PAGES),

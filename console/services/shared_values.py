@@ -91,6 +91,13 @@ class SharedValues:
         )
         return None if text is None else cast("dict[str, Any]", json.loads(text))
 
+    def all(self, account: str) -> dict[str, dict[str, Any]]:
+        """Return an account's values by id, the least recently used one first."""
+        ids = self.ids(account)
+        texts = self._redis.mget([f"{self._prefix}{it}" for it in ids]) if ids else []
+        found = zip(ids, cast("list[str | None]", texts), strict=True)
+        return {value_id: json.loads(text) for value_id, text in found if text is not None}
+
     def existing(self, value_ids: list[str]) -> set[str]:
         """Return which of these ids are known."""
         with self._redis.pipeline(transaction=False) as pipe:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 from console.errors import BadRequestError
@@ -103,6 +104,24 @@ class Submissions:
             dataset = await self._checks.check(caller.account, job, self._read_policy(caller))
             sizes = dataset.sizes
         return await in_thread(self._preview)(caller, job, dataset, sizes)
+
+    async def check_working_copy(
+        self, caller: Caller, document: Any, folder: Path
+    ) -> CheckedDataset:
+        """Check the loose files of a job that is not submitted yet.
+
+        Args:
+            caller: The caller.
+            document: The job, whose archive is ``WORKING_COPY``.
+            folder: The folder of the files.
+
+        Raises:
+            InvalidJobError: The job cannot run as described; lists every problem.
+            TooManyError: Too many datasets are being checked.
+        """
+        job = await in_thread(self._parse)(caller, document)
+        policy = self._read_policy(caller)
+        return await self._checks.check(caller.account, job, policy, folder)
 
     def _parse(self, caller: Caller, document: Any) -> TrainingJob:
         """Return the job, validated as far as its document allows.

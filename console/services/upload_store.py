@@ -35,6 +35,7 @@ from console.services.folder_locks import FolderLocks
 from console.services.threads import in_thread
 from console.views import UploadView
 from tasks.data.uploads import (
+    NoUploadError,
     StoredUpload,
     StoredUploads,
     is_upload_id,
@@ -186,6 +187,17 @@ class UploadStore:
             else:
                 return UploadView(id=upload_id, tenant=tenant, offset=offset, sha256=None, **about)
         raise NotFoundError("there is no such upload")
+
+    def path_of(self, tenant: str, upload_id: str, folder: Path) -> Path:
+        """Return the local file of a complete upload; one of another machine is downloaded first.
+
+        Raises:
+            NotFoundError: The tenant has no complete upload of this id.
+        """
+        try:
+            return StoredUploads(self._store, tenant).path_of(f"upload:{upload_id}", folder)
+        except NoUploadError as error:
+            raise NotFoundError("there is no such upload") from error
 
     def all(self, tenant: str) -> list[UploadView]:
         """Return a tenant's uploads, newest first."""

@@ -6,12 +6,13 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from console.errors import ConflictError, ForbiddenError, InvalidRequestError, NotFoundError
-from console.services.dataset_checks import DatasetChecks
+from console.services.image_files import ImageFiles, UnpackedFiles
 from console.services.threads import in_thread
 from console.services.upload_store import Checksum, UploadStore
 from console.views import ImageView, UploadView
 from tasks.access.api_keys import Caller
 from tasks.data.uploads import is_upload_id
+from tasks.jobs.datasets import ArchiveDatasetConfig
 from tasks.jobs.job import SafeName, TrainingJob
 
 _TENANT: TypeAdapter[str] = TypeAdapter(SafeName)
@@ -23,11 +24,11 @@ class Uploads:
 
     Args:
         store: The uploads of all tenants.
-        checks: Lists the images of uploads.
+        files: Reads the images of uploads.
     """
 
-    def __init__(self, store: UploadStore, checks: DatasetChecks) -> None:
-        self._store, self._checks = store, checks
+    def __init__(self, store: UploadStore, files: ImageFiles) -> None:
+        self._store, self._files = store, files
 
     @in_thread
     def create(
@@ -105,7 +106,7 @@ class Uploads:
         """
         tenant = self._owner_of(caller, upload_id)
         self._store.delete(tenant, upload_id)
-        self._checks.remove_thumbnails(tenant, upload_id)
+        self._files.remove_thumbnails(tenant, upload_id)
 
     @in_thread
     def put(self, caller: Caller, name: str, path: Path) -> UploadView:
@@ -124,7 +125,31 @@ class Uploads:
         upload = await self.get(caller, upload_id)
         if not upload.is_complete:
             raise ConflictError("the upload is incomplete")
-        return await self._checks.images(caller.account, upload.tenant, upload.id)
+        async with self._files.scratch() as scratch:
+            archive = await in_thread(self._store.path_of)(upload.tenant, upload.id, scratch)
+            return await self._files.images(caller.account, upload.tenant, upload.id, archive)
+
+    async def unpack(
+        self,
+        caller: Caller,
+        upload_id: str,
+        folder: Path,
+        max_bytes: int,
+        config: ArchiveDatasetConfig | None = None,
+    ) -> UnpackedFiles:
+        """Unpack the images of an upload into a folder; see ``ImageFiles.unpack``.
+
+        Raises:
+            NotFoundError: The caller sees no upload of this id.
+            ConflictError: The upload is incomplete.
+            JobError: The upload is not an archive.
+            TooManyError: Too many uploads are being read.
+        """
+        upload = await self.get(caller, upload_id)
+        if not upload.is_complete:
+            raise ConflictError("the upload is incomplete")
+        archive = await in_thread(self._store.path_of)(upload.tenant, upload.id, folder / "archive")
+        return await self._files.unpack(caller.account, archive, folder, max_bytes, config)
 
     @in_thread
     def thumbnail(self, caller: Caller, upload_id: str, number: int) -> bytes:
@@ -135,13 +160,13 @@ class Uploads:
         """
         if not is_upload_id(upload_id):
             raise NotFoundError("there is no such image")
-        return self._checks.thumbnail(self._owner_of(caller, upload_id), upload_id, number)
+        return self._files.thumbnail(self._owner_of(caller, upload_id), upload_id, number)
 
     @in_thread
     def remove_expired(self) -> None:
         """Remove expired uploads and their thumbnails."""
         for view in self._store.remove_expired():
-            self._checks.remove_thumbnails(view.tenant, view.id)
+            self._files.remove_thumbnails(view.tenant, view.id)
 
     def _owner_of(self, caller: Caller, upload_id: str) -> str:
         """Return the tenant among whose uploads the caller's ``upload_id`` is looked up."""

@@ -31,11 +31,11 @@ from tasks.jobs.datasets import ArchiveDatasetConfig, ImageCaptionJsonlDatasetCo
 _MAX_BYTES = 2**30
 # A caption of the longest kind, escaped, takes a third of it.
 _MAX_LINE_BYTES = 2**20
-# Columns of other tools, the most usual ones first.
-_USUAL_COLUMNS = {
+USUAL_COLUMNS = {
     "image_column": ("image", "file_name", "image_path", "path", "file", "filename", "img"),
     "caption_column": ("text", "caption", "prompt", "captions", "description", "txt", "tags"),
 }
+"""Columns of other tools, the most usual ones first."""
 # Of the columns of a file, these many are named.
 _MAX_COLUMNS = 50
 _FORM = 'write one JSON object a line: {"image": "a.png", "text": "a caption"}'
@@ -44,7 +44,7 @@ _FORM = 'write one JSON object a line: {"image": "a.png", "text": "a caption"}'
 def column_remedy(option: str, column: str, columns: Sequence[str]) -> str:
     """Return which column an option should name instead of one that is missing."""
     same = [name for name in columns if name.casefold() == column.casefold()]
-    usual = [name for name in _USUAL_COLUMNS[option] if name in columns]
+    usual = [name for name in USUAL_COLUMNS[option] if name in columns]
     found = same or usual or columns
     if len(found) == 1 or same or usual:
         return f"set {option}: {shortened(found[0])}"

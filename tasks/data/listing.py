@@ -221,9 +221,10 @@ def _add_images(
 
 def _missing_caption(image: str, sidecar: str | None) -> Problem:
     if sidecar is not None:
-        return Problem(image, "has no .txt caption", rename_remedy(sidecar, image))
+        remedy = rename_remedy(sidecar, image)
+        return Problem(image, "has no .txt caption", remedy, code="missing")
     name = PurePosixPath(caption_name(image)).name
-    return Problem(image, "has no caption", f"write it into {name}")
+    return Problem(image, "has no caption", f"write it into {name}", code="missing")
 
 
 def _shared_names(groups: Iterable[list[str]]) -> Iterator[Problem]:
@@ -265,7 +266,7 @@ def is_unicode(text: str) -> bool:
 def _caption_problem(caption: str, name: str) -> Problem | None:
     """Return why a text is no caption."""
     if not caption.strip():
-        return Problem(name, "has an empty caption", "describe the image")
+        return Problem(name, "has an empty caption", "describe the image", code="missing")
     if len(caption.encode()) > MAX_CAPTION_BYTES:
         return Problem(name, f"has a caption of over {MAX_CAPTION_BYTES} bytes")
     if "\0" in caption:

@@ -8,7 +8,7 @@ import hashlib
 import os
 import posixpath
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -60,6 +60,7 @@ class Sources:
         uploads: The uploads of the job's tenant; None if there is no store to read them from.
         check_stop: Called a few times a second while files are downloaded and read. An exception
             that it raises ends the work.
+        loose_archives: Archives that are folders of loose files, by their source.
     """
 
     def __init__(
@@ -70,8 +71,10 @@ class Sources:
         on_progress: Callable[[int, int | None], None] | None = None,
         uploads: StoredUploads | None = None,
         check_stop: Callable[[], object] = lambda: None,
+        loose_archives: Mapping[str, Path] | None = None,
     ) -> None:
         self._policy, self._uploads = policy, uploads
+        self._loose_archives = loose_archives or {}
         # Resolved: items are opened by ``open_resolved``.
         self._downloads = Downloads(downloads_dir.resolve(), policy, check_stop)
         self._scratch_dir = scratch_dir.resolve()
@@ -178,6 +181,9 @@ class Sources:
 
     def _archive(self, config: ArchiveDatasetConfig, *, captions: bool, masks: bool) -> Listing:
         listing = Listing(_location(config), check_stop=self._check_stop)
+        if (loose := self._loose_archives.get(config.archive)) is not None:
+            files = {path.name: path for path in loose.resolve().iterdir()}
+            return pair_captions(listing, files, captions=captions)
         path = self._archive_file(config)
         try:
             unpacked = unpack_archive(

@@ -1,23 +1,27 @@
 """The dataset of a job: images uploaded here or a source elsewhere, and the report on them."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
+from nicegui import background_tasks
 from nicegui.elements.upload_files import FileUpload
 
+from console.errors import ConsoleError
 from console.pages.elements import Choice, Field, Tag, panel
 from console.pages.form.controls import Kind
 from console.pages.form.draft import Draft
-from console.pages.form.drafts import DraftImages, OpenDraft
-from console.pages.form.image_collection import ACCEPTED, NotAddedError
+from console.pages.form.drafts import OpenDraft
+from console.pages.form.gallery import Gallery
 from console.pages.form.image_upload import ImageDrop
 from console.pages.form.report import Report
+from console.pages.form.working_copy import WorkingCopy
 from console.pages.layout import Frame
+from console.services.image_collection import ACCEPTED
 from console.services.services import Services
-from console.services.threads import in_thread
+from console.views import UploadView
+from tasks.errors import JobError
 
 _UPLOAD = "here"
 _SOURCE_NAMES = {
@@ -28,15 +32,18 @@ _SOURCE_NAMES = {
     "ARCHIVE": "Archive",
 }
 _MAX_MESSAGES = 20
+# Images are checked again after edits, once the user pauses for this long.
+_CHECK_DELAY_S = 1.5
 
 
 class DatasetPart:
-    """The last part of the form.
+    """The images of the form.
 
     Args:
         frame: Frame of the page.
         services: The services.
         opened: The draft.
+        save: Saves the draft.
         on_changed: Called after the dataset changed.
     """
 
@@ -50,8 +57,8 @@ class DatasetPart:
     ) -> None:
         self._opened, self._on_changed = opened, on_changed
         self._fields: dict[str, Field] = {}
-        self._rejected: list[str] = []
-        self.images = DraftImages(frame, services, opened, save)
+        self._edits = 0
+        self.images = WorkingCopy(frame, services, opened, save)
         hint = "Ten to fifty good images are enough for a subject or a style."
         with panel("Images", hint), Tag("div", classes="stack"):
             self._source_box = Tag("div", classes="source-box")
@@ -60,12 +67,13 @@ class DatasetPart:
             self._problem = Tag("p", "", "error", role="alert")
             self._messages = Tag("p", "", "note note-warning pre-line small", role="status")
             with Tag("div", classes="stack-small"):
-                self._report = Report(frame, opened, self._edited, self.check)
+                self._report = Report(frame, opened, self._remove, self.check)
+            self._gallery = Gallery(frame, opened, self._remove, self._write_caption)
         with self._upload_box:
             self._drop = ImageDrop(
                 "Choose images",
                 "Or drop them here: .jpg, .png or .webp, each with a caption in a .txt file of the "
-                "same name. Or one .zip of them.",
+                "same name, as files, folders or .zip. They are added to those that are here.",
                 ",".join(ACCEPTED), self._receive, self._received,
             )  # fmt: skip
         self._messages.set_visibility(False)
@@ -73,6 +81,11 @@ class DatasetPart:
     @property
     def _draft(self) -> Draft:
         return self._opened.draft
+
+    @property
+    def has_images(self) -> bool:
+        """Whether the job has images: here, or in a source elsewhere."""
+        return self._draft.dataset is not None or bool(self._opened.images)
 
     def rebuild(self) -> None:
         """Offer the sources of the training type."""
@@ -106,57 +119,88 @@ class DatasetPart:
             self._drop.run_method("focus")
 
     async def check_if_stale(self) -> None:
-        """Upload and check the images if they or the options have changed."""
+        """Check the images if they or the options have changed."""
         if self.images.is_stale:
             await self.check()
 
     async def check(self) -> None:
-        """Upload and check the images, and show the report."""
-        self._report.show_checking()
-        await self.images.update()
+        """Check the images, and show the report."""
+        if self._opened.images or not self.images.is_used:
+            self._report.show_progress("Checking the images…")
+        if self.images.is_used:
+            self._gallery.show()
+            await self.images.make_thumbnails()
+            self._gallery.show()
+        await self.images.check()
         self._show_result()
 
     def offer_check(self) -> None:
         """Show that the report is about other options."""
         self._report.offer_check()
 
-    async def find_upload(self) -> None:
-        """Show the images of an earlier job."""
-        await self.images.find_upload()
+    async def open_images(self) -> None:
+        """Show the images that the draft has, or copy those of an earlier job."""
+        await self.images.list_images()
+        if not self.images.is_used and self._source() == _UPLOAD:
+            self._report.show_progress("Loading the images of that job…")
+            await self.images.find_former()
+        if self._opened.images:
+            await (self.check() if self.images.is_stale else self._show_again())
+        else:
+            self._show_result()
+
+    async def upload(self) -> UploadView | None:
+        """Upload the images that are here; return None, and show why, if that failed."""
+        self._report.show_progress("Uploading the images…")
+        try:
+            upload = await self.images.upload(f"{self._draft.name}.zip")
+        except (ConsoleError, JobError, OSError) as error:
+            self.images.message = f"The upload failed: {error}"
+            self._show_result()
+            return None
+        self._report.show()
+        return upload
+
+    async def _show_again(self) -> None:
+        await self.images.make_thumbnails()
         self._show_result()
 
     def _show_result(self) -> None:
-        self._show_messages([self.images.message] if self.images.message else [])
+        notes = self.images.take_notes()
+        self._show_messages([*notes, *filter(None, [self.images.message])])
+        self._gallery.show()
         self._report.show()
         self._on_changed()
 
-    async def _receive(self, file: FileUpload) -> None:
-        scratch = self._opened.collection.scratch
-        scratch.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=scratch, delete=False) as temporary:
-            path = Path(temporary.name)
-        try:
-            await file.save(path)
-            await in_thread(self._opened.collection.add)(file.name, path)
-        except NotAddedError as error:
-            self._rejected.append(str(error))
-        finally:
-            path.unlink(missing_ok=True)
+    async def _receive(self, files: list[FileUpload]) -> None:
+        await self.images.receive(files)
+        self._gallery.show()
 
-    async def _received(self) -> None:
-        rejected = [f"Not added: {reason}" for reason in self._rejected]
-        self._rejected.clear()
-        await self.images.mark_changed()
+    async def _received(self, refused: list[str]) -> None:
+        self.images.note_refused(refused)
         await self.check()
-        if rejected:
-            self._show_messages(rejected)
 
-    async def _edited(self, *, check_now: bool) -> None:
-        await self.images.mark_changed()
-        if check_now:
-            await self.check()
-        else:
-            self._report.offer_check()
+    async def _remove(self, name: str) -> None:
+        await self.images.remove(name)
+        self._gallery.show()
+        self._check_soon()
+
+    async def _write_caption(self, name: str, caption: str) -> None:
+        await self.images.write_caption(name, caption)
+        self._check_soon()
+
+    def _check_soon(self) -> None:
+        """Check again after an edit, unless another one follows."""
+        self._report.offer_check()
+        self._edits += 1
+        edits = self._edits
+
+        async def check_unless_edited() -> None:
+            await asyncio.sleep(_CHECK_DELAY_S)
+            if edits == self._edits and self.images.is_stale:
+                await self.check()
+
+        background_tasks.create(check_unless_edited(), name="check edited images")
 
     def _show_messages(self, lines: list[str]) -> None:
         self._messages.update_text("\n".join(lines[:_MAX_MESSAGES]))
@@ -164,23 +208,20 @@ class DatasetPart:
 
     def _source(self) -> str:
         dataset = self._draft.dataset
-        if dataset is None or str(dataset.get("archive", "")).startswith("upload:"):
+        if dataset is None:
             return _UPLOAD
-        return str(dataset.get("type"))
+        # Loose files have no masks: the images of a job with masks are used as they are.
+        is_former = str(dataset.get("archive", "")).startswith("upload:")
+        return _UPLOAD if is_former and not self._draft.value("use_masks") else dataset["type"]
 
     async def _choose_source(self, source: str) -> None:
-        upload = self._opened.upload
-        self._opened.images, self._opened.report = (), None
-        if source != _UPLOAD:
-            self._draft.dataset = {"type": source}
-        elif upload is not None:
-            self._draft.dataset = {"type": "ARCHIVE", "archive": upload.source}
-        else:
-            self._draft.dataset = None
+        self._draft.dataset = None if source == _UPLOAD else {"type": source}
         self._show_source(source)
-        if self._draft.dataset is not None and source == _UPLOAD:
+        self._gallery.set_visibility(source == _UPLOAD)
+        if source == _UPLOAD and self._opened.images:
             await self.check()
             return
+        await self.images.check() if source == _UPLOAD else None
         self._report.show()
         if source != _UPLOAD:
             self._report.offer_check()

@@ -183,8 +183,12 @@ class Draft:
         paths = [control.path for control in self.controls() if control.path.startswith(prefixes)]
         return {**{path: self.value(path) for path in paths}, "dataset": self.dataset}
 
-    def document(self) -> dict[str, Any]:
-        """Return the job."""
+    def document(self, dataset: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return the job.
+
+        Args:
+            dataset: Replaces the draft's dataset.
+        """
         training: dict[str, Any] = {}
         if self.preset_name is None:
             training |= {"type": self.training_type, **_WITHOUT_PRESET}
@@ -194,8 +198,9 @@ class Draft:
                 training["data_loader"] = {"type": self.value("data_loader.type")}
         for path in self.own():
             _set_at(training, path, self._own[path])
-        if self.dataset is not None:
-            _set_at(training, self.dataset_path, self.dataset)
+        dataset = self.dataset if dataset is None else dataset
+        if dataset is not None:
+            _set_at(training, self.dataset_path, dataset)
         job: dict[str, Any] = {"name": self.name}
         if self.preset_name is not None:
             job["preset"] = self.preset_name

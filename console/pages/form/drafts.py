@@ -1,30 +1,25 @@
 """Open drafts: kept for a day, so that a reloaded page shows them, whichever console serves it."""
 
-import asyncio
 import json
 import re
 import secrets
 import shutil
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from redis import Redis
 
-from console.errors import ConsoleError, NotFoundError, TooLargeError
+from console.errors import TooLargeError
 from console.pages.form.draft import Draft
-from console.pages.form.image_collection import ImageCollection
-from console.pages.layout import Frame
+from console.services.image_collection import ImageCollection
 from console.services.keys import DRAFTS_PREFIX
-from console.services.services import Services
 from console.services.shared_values import SharedValues, available
 from console.services.shares import AccountCache
-from console.services.threads import in_thread
-from console.views import DatasetView, ImageView, UploadView
-from tasks.access.api_keys import Caller, Scope
-from tasks.data.uploads import upload_id_in
-from tasks.errors import InvalidJobError, JobError
+from console.views import DatasetView
+from tasks.access.api_keys import Caller
 
 # Of an account; its least recently used one is closed first.
 _MAX_DRAFTS = 20
@@ -35,11 +30,27 @@ _CLEANING_INTERVAL_S = 3600.0
 _ID = re.compile(r"[0-9a-f]{24}")
 # Sizes of the largest draft that all drafts of an account may take together.
 _MAX_SIZES = 2
-# Options that a check of the images depends on.
-_CHECKED_OPTIONS = (
-    "type", "model", "data_loader", "train_batch_size", "use_masks",
-    "clip_tokenizer_max_length", "t5_tokenizer_max_length",
-)  # fmt: skip
+# Those that are offered; the others are older.
+_MAX_BEGUN = 3
+
+
+@dataclass(frozen=True)
+class ShownImage:
+    """An image of a draft, as the form shows it.
+
+    Attributes:
+        name: Its file name.
+        caption: Its caption; None without one.
+        key: Names its thumbnail.
+        error: Why it cannot be read; empty if it can.
+        has_thumbnail: Whether its thumbnail was made.
+    """
+
+    name: str
+    caption: str | None
+    key: str
+    error: str = ""
+    has_thumbnail: bool = False
 
 
 @dataclass
@@ -50,13 +61,17 @@ class OpenDraft:
         id: Its id.
         caller: The caller who opened it.
         draft: What the caller filled in.
-        collection: Images that the caller added.
-        upload: The archive of these images; None until it is uploaded.
-        images: The images in the upload.
-        report: Report on the dataset; None until it is checked.
-        checked_options: The options that the report depends on.
-        is_own_upload: Whether the upload was made for this draft and no job uses it.
-        has_changed: Whether the images or captions have changed since the upload.
+        collection: The images.
+        first: What the form began with.
+        dataset_id: The saved dataset that is edited; empty for a job.
+        images: The images, as they are shown.
+        errors: Why images cannot be read, by the key of their thumbnail.
+        report: Report on the images; None until they are checked.
+        faults: The worst finding about each file.
+        lacks_captions: Whether a job needs captions that are missing.
+        sizes: Images per training size.
+        checked: The options and changes that the report is about.
+        changes: Number of changes of the images and captions.
         revision: Names the state in the broker that it was read from, or saved as.
     """
 
@@ -64,13 +79,46 @@ class OpenDraft:
     caller: Caller
     draft: Draft
     collection: ImageCollection
-    upload: UploadView | None = None
-    images: tuple[ImageView, ...] = ()
+    first: dict[str, Any]
+    dataset_id: str = ""
+    images: tuple[ShownImage, ...] = ()
+    errors: dict[str, str] = field(default_factory=dict)
     report: DatasetView | None = None
-    checked_options: str = ""
-    is_own_upload: bool = False
-    has_changed: bool = False
+    faults: dict[str, str] = field(default_factory=dict)
+    lacks_captions: bool = False
+    sizes: list[int] | None = None
+    checked: tuple[str, int] | None = None
+    changes: int = 0
     revision: str = ""
+
+    @property
+    def thumbnails(self) -> Path:
+        """Folder of the thumbnails."""
+        return self.collection.scratch / f"{self.id}.thumbnails"
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether the caller filled in anything, or added images."""
+        return self.draft.state() != self.first or not self.collection.is_empty
+
+
+@dataclass(frozen=True)
+class BegunDraft:
+    """A draft that a caller may continue.
+
+    Attributes:
+        id: Its id.
+        name: The name of its job.
+        training_type: The type of its job.
+        images: The number of its images.
+        saved_at: When it was changed.
+    """
+
+    id: str
+    name: str
+    training_type: str
+    images: int
+    saved_at: datetime
 
 
 class Drafts:
@@ -95,11 +143,14 @@ class Drafts:
         self._open: AccountCache[OpenDraft] = AccountCache(_MAX_DRAFTS)
         self._cleaned_at = -_CLEANING_INTERVAL_S
 
-    def open(self, caller: Caller, draft: Draft) -> str:
+    def open(self, caller: Caller, draft: Draft, dataset_id: str = "") -> str:
         """Open a draft and return its id, which is random."""
         self._remove_expired_images()
+        self._make_room(caller.account)
         draft_id = secrets.token_hex(12)
-        opened = OpenDraft(draft_id, caller, draft, self._collection(caller.account, draft_id))
+        collection = self._collection(caller.account, draft_id)
+        first = json.loads(json.dumps(draft.state()))
+        opened = OpenDraft(draft_id, caller, draft, collection, first, dataset_id)
         self.save(opened)
         self._open.add(caller.account, draft_id, opened)
         return draft_id
@@ -108,8 +159,9 @@ class Drafts:
         """Return a caller's draft; None if the caller has none of this id."""
         with available():
             stored = self._values.get(draft_id) if _ID.fullmatch(draft_id) else None
-        if stored is None or [stored["account"], stored["key"]] != [caller.account, caller.name]:
+        if stored is None or not _is_of(caller, stored):
             return None
+        stored = _with_defaults(stored)
         opened = self._open.get(draft_id)
         if opened is not None and opened.revision == stored["revision"]:
             return opened
@@ -121,13 +173,27 @@ class Drafts:
             caller,
             draft,
             self._collection(caller.account, draft_id),
-            is_own_upload=stored["is_own_upload"],
-            has_changed=stored["has_changed"],
+            stored["first"],
+            stored["dataset_id"],
             revision=stored["revision"],
         )
         self._open.pop(draft_id)
         self._open.add(caller.account, draft_id, opened)
         return opened
+
+    def begun(self, caller: Caller) -> list[BegunDraft]:
+        """Return the jobs that a caller began to fill in, the latest first."""
+        found = []
+        for draft_id, stored in self._stored(caller.account).items():
+            if not _is_of(caller, stored) or stored["dataset_id"]:
+                continue
+            state = stored["draft"]
+            images = len(self._collection(caller.account, draft_id).names())
+            if images or state != stored["first"]:
+                saved_at = datetime.fromtimestamp(stored["saved_at"], UTC)
+                name, training_type = state["name"], state["training_type"]
+                found.append(BegunDraft(draft_id, name, training_type, images, saved_at))
+        return sorted(found, key=lambda draft: draft.saved_at, reverse=True)[:_MAX_BEGUN]
 
     def save(self, opened: OpenDraft) -> None:
         """Keep what the caller has filled in so far.
@@ -139,8 +205,9 @@ class Drafts:
         value = {
             "key": opened.caller.name,
             "draft": opened.draft.state(),
-            "is_own_upload": opened.is_own_upload,
-            "has_changed": opened.has_changed,
+            "first": opened.first,
+            "dataset_id": opened.dataset_id,
+            "saved_at": time.time(),
             "revision": revision,
         }
         if len(json.dumps(value)) > _MAX_BYTES:
@@ -150,15 +217,37 @@ class Drafts:
             displaced = self._values.put(account, opened.id, value)
         opened.revision = revision
         for draft_id in displaced:
-            self._open.pop(draft_id)
-            self._collection(account, draft_id).clear()
+            self._forget(account, draft_id)
 
     def close(self, opened: OpenDraft) -> None:
-        """Close a draft whose job was submitted."""
+        """Close a draft that was submitted, saved or discarded."""
         with available():
             self._values.remove(opened.id)
-        self._open.pop(opened.id)
-        opened.collection.clear()
+        self._forget(opened.caller.account, opened.id)
+
+    def _make_room(self, account: str) -> None:
+        """Close drafts that nobody filled in, before one that somebody did is displaced."""
+        stored = self._stored(account)
+        for draft_id, value in stored.items():
+            if len(stored) < _MAX_DRAFTS:
+                return
+            is_empty = self._collection(account, draft_id).is_empty
+            if value["draft"] == value["first"] and is_empty:
+                with available():
+                    self._values.remove(draft_id)
+                self._forget(account, draft_id)
+                return
+
+    def _stored(self, account: str) -> dict[str, dict[str, Any]]:
+        with available():
+            values = self._values.all(account)
+        return {draft_id: _with_defaults(value) for draft_id, value in values.items()}
+
+    def _forget(self, account: str, draft_id: str) -> None:
+        opened = self._open.pop(draft_id)
+        collection = opened.collection if opened else self._collection(account, draft_id)
+        collection.clear()
+        shutil.rmtree(collection.scratch / f"{draft_id}.thumbnails", ignore_errors=True)
 
     def _collection(self, account: str, draft_id: str) -> ImageCollection:
         return ImageCollection(
@@ -192,151 +281,17 @@ class Drafts:
                 path.unlink(missing_ok=True)
 
 
+def _with_defaults(stored: dict[str, Any]) -> dict[str, Any]:
+    """Return a stored draft with what an earlier version did not store."""
+    return {"first": stored["draft"], "dataset_id": "", "saved_at": 0.0, **stored}
+
+
+def _is_of(caller: Caller, stored: dict[str, Any]) -> bool:
+    return [stored["account"], stored["key"]] == [caller.account, caller.name]
+
+
 def _age_s(path: Path) -> float:
     try:
         return time.time() - path.stat().st_mtime
     except FileNotFoundError:  # another console has just removed it
         return 0.0
-
-
-class DraftImages:
-    """Uploads and checks the images of a draft.
-
-    Args:
-        frame: Frame of the page.
-        services: The services.
-        opened: The draft, which keeps the results.
-        save: Saves the draft.
-    """
-
-    def __init__(
-        self,
-        frame: Frame,
-        services: Services,
-        opened: OpenDraft,
-        save: Callable[[], Awaitable[None]],
-    ) -> None:
-        self._frame, self._services, self._opened = frame, services, opened
-        self._save = save
-        self._lock = asyncio.Lock()
-        self.message = ""
-        """Why the images could not be uploaded or checked."""
-
-    @property
-    def error_count(self) -> int:
-        """Number of findings that stop the job."""
-        report = self._opened.report
-        return (
-            0 if report is None else sum(finding.severity == "error" for finding in report.findings)
-        )
-
-    @property
-    def sizes(self) -> list[int] | None:
-        """Images per training size; None when unknown."""
-        report = self._opened.report
-        return None if report is None or self.is_stale else list(report.buckets.values())
-
-    @property
-    def is_stale(self) -> bool:
-        """Whether the report is about other images or options."""
-        opened = self._opened
-        if opened.draft.dataset is None and opened.collection.is_empty:
-            return False
-        is_outdated = opened.report is not None and opened.checked_options != self._options()
-        return opened.has_changed or is_outdated
-
-    async def mark_changed(self) -> None:
-        """Note, for good, that the caller added or removed images, or wrote captions."""
-        self._opened.has_changed = True
-        try:
-            await self._save()
-        except ConsoleError as error:
-            self.message = error.message
-
-    async def find_upload(self) -> None:
-        """Find the upload that the draft has from an earlier job."""
-        dataset = self._opened.draft.dataset or {}
-        upload_id = upload_id_in(str(dataset.get("archive", "")))
-        if upload_id is None or self._opened.upload is not None:
-            return
-        try:
-            upload = await self._services.uploads.get(self._frame.allowed(Scope.UPLOADS), upload_id)
-        except NotFoundError:
-            self._opened.draft.dataset = None
-            if self._opened.collection.is_empty:
-                self.message = "The images of that job have expired; add them again."
-            else:
-                await self.mark_changed()
-        else:
-            self._opened.upload = upload
-            await self._check()
-
-    async def update(self) -> None:
-        """Upload and check what has changed."""
-        async with self._lock:
-            self.message = ""
-            try:
-                if self._opened.has_changed:
-                    await self._upload()
-                elif self._opened.draft.dataset is not None:
-                    await self._check()
-            except (ConsoleError, JobError, OSError) as error:
-                self.message = f"The upload failed: {error}"
-
-    async def _upload(self) -> None:
-        opened, caller = self._opened, self._frame.allowed(Scope.UPLOADS)
-        opened.has_changed = False
-        previous, was_own = opened.upload, opened.is_own_upload
-        opened.upload, opened.images, opened.report = None, (), None
-        opened.draft.dataset = None
-        if not opened.collection.is_empty:
-            archive = await in_thread(opened.collection.pack)()
-            name = opened.collection.archive or f"{opened.draft.name}.zip"
-            opened.upload = await self._services.uploads.put(caller, name, archive)
-            opened.is_own_upload = True
-            opened.draft.dataset = {"type": "ARCHIVE", "archive": opened.upload.source}
-            await self._check()
-        await self._save()
-        if previous is not None and was_own:
-            # The upload of an earlier job stays: that job may be run again.
-            await self._services.uploads.delete(caller, previous.id)
-
-    async def _check(self) -> None:
-        opened = self._opened
-        images = self._images(opened.upload)
-        opened.images, opened.report = await asyncio.gather(images, self._report())
-        opened.checked_options = self._options()
-
-    async def _images(self, upload: UploadView | None) -> tuple[ImageView, ...]:
-        if upload is None:
-            return ()
-        try:
-            images = await self._services.uploads.images(
-                self._frame.allowed(Scope.UPLOADS), upload.id
-            )
-        except NotFoundError as error:
-            self.message = f"{upload.name}: {error}"
-            return ()
-        # Captions that were written after the upload.
-        written = {image.name: image.caption for image in self._opened.collection.images()}
-        return tuple(
-            image.model_copy(update={"caption": written.get(image.name, image.caption)})
-            for image in images
-        )
-
-    async def _report(self) -> DatasetView | None:
-        try:
-            document = self._opened.draft.document()
-            preview = await self._services.submissions.preview(
-                self._frame.allowed(Scope.JOBS_WRITE), document
-            )
-        except InvalidJobError:
-            # The form shows the problems of other options beside their fields.
-            return None
-        if preview.dataset is None and preview.error is not None:
-            self.message = preview.error.message
-        return preview.dataset
-
-    def _options(self) -> str:
-        values = self._opened.draft.values(_CHECKED_OPTIONS)
-        return json.dumps(values, sort_keys=True, default=str)

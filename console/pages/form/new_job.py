@@ -12,6 +12,7 @@ from console.pages.form.advanced import AdvancedPart
 from console.pages.form.dataset import DatasetPart
 from console.pages.form.drafts import OpenDraft
 from console.pages.form.preview_panel import PreviewPanel
+from console.pages.form.working_copy import archive_of
 from console.pages.formatting import TYPE_NAMES
 from console.pages.layout import Frame
 from console.services.services import Services
@@ -98,7 +99,7 @@ class NewJob:
 
     async def _show_first_preview(self) -> None:
         await self._show_preview()
-        await self._dataset.find_upload()
+        await self._dataset.open_images()
 
     def _changed(self, path: str = "") -> None:
         """Show a change of an option, and update the preview after a pause."""
@@ -119,8 +120,8 @@ class NewJob:
 
     async def _show_preview(self) -> None:
         version, document = self._version, self._draft.document()
-        has_dataset = self._draft.dataset is not None
-        if not has_dataset:
+        if self._draft.dataset is None:
+            # Images that are here are packed at the start.
             _set_placeholder_dataset(document, self._draft.dataset_path)
         preview, problems = await self._preview(document)
         if version != self._version:
@@ -142,20 +143,25 @@ class NewJob:
         self._tried_to_start = True
         await self._dataset.check_if_stale()
         await self._show_preview()
-        if self._draft.dataset is None or self._panel.has_problems:
+        if not self._dataset.has_images or self._panel.has_problems:
             self._panel.go_to_first_problem()
             return
+        upload = await self._dataset.upload() if self._draft.dataset is None else None
+        if upload is None and self._draft.dataset is None:
+            return
         try:
-            document = self._draft.document()
+            document = self._draft.document(None if upload is None else archive_of(upload))
             job = await self._services.submissions.submit(
                 self._frame.allowed(Scope.JOBS_WRITE), document
             )
-        except InvalidJobError as error:
-            self._show_problems(list(error.problems))
-            self._panel.show(None, list(error.problems), self._draft)
-            return
         except (ConsoleError, JobError) as error:
-            self._panel.show(None, [Problem("", str(error))], self._draft)
+            problems = [Problem("", str(error))]
+            if isinstance(error, InvalidJobError):
+                problems = list(error.problems)
+                self._show_problems(problems)
+            self._panel.show(None, problems, self._draft)
+            if upload is not None:
+                await self._dataset.images.discard(upload)
             return
         await self._on_started(job.id)
 
@@ -179,8 +185,12 @@ class NewJob:
     def _dataset_problems(self) -> list[Problem]:
         location = f"training.{self._draft.dataset_path}"
         problems = []
-        if self._draft.dataset is None:
+        if not self._dataset.has_images:
             problems.append(Problem(location, "has no images; add some"))
+        uncaptioned = len(self._dataset.images.uncaptioned)
+        if uncaptioned:
+            message = f"has {uncaptioned} images without a caption; write them below"
+            problems.append(Problem(location, message))
         errors = self._dataset.images.error_count
         if errors:
             message = f"has {errors} errors; fix or remove the files in the report"

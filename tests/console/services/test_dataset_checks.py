@@ -4,8 +4,10 @@ from typing import Any
 import pytest
 
 from console.errors import TooManyError
-from console.services import dataset_checks
+from console.services import processes
 from console.services.dataset_checks import CheckRequest, DatasetChecks
+from console.services.image_files import ImageFiles
+from console.services.processes import Processes
 from tasks.data.read_policy import ReadPolicy
 from tasks.jobs.job import parse_job
 from tests.console.conftest import Served, job
@@ -16,15 +18,17 @@ def test_checks_of_one_account_leave_room_for_others(
 ) -> None:
     over, running = asyncio.Event(), []
 
-    async def wait(request: CheckRequest) -> dict[str, Any]:
+    async def wait(_module: str, request: CheckRequest) -> dict[str, Any]:
         running.append(request.tenant)
         await over.wait()
         return {}
 
-    monkeypatch.setattr(dataset_checks, "_run", wait)
+    monkeypatch.setattr(processes, "run_process", wait)
 
     async def use() -> None:
-        checks = DatasetChecks(served.settings, served.settings.home_dir / "thumbnails")
+        started, folder = Processes(), served.settings.home_dir / "thumbnails"
+        files = ImageFiles(served.settings, started, folder)
+        checks = DatasetChecks(served.settings, started, files)
 
         def check(account: str) -> asyncio.Task[Any]:
             document = parse_job(job(tenant=account))
@@ -37,7 +41,7 @@ def test_checks_of_one_account_leave_room_for_others(
                 await next(finished)
         other = check("zoo")
         while "zoo" not in running:  # one check of acme runs, and four wait
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.001)
         assert sorted(running) == ["acme", "zoo"]
         over.set()
         for check_of_acme in finished:

@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from console.services import dataset_checks as checks
+from console.services import processes as checks
 from tasks.eta.history import RunHistoryStore, WorkDone
 from tasks.stages.submit import submit
 from tasks.state.record import StageRecord

@@ -7,17 +7,17 @@ from redis import Redis
 from console.errors import TooLargeError
 from console.pages.form.draft import Draft
 from console.pages.form.drafts import Drafts
-from console.pages.form.image_collection import NotAddedError
+from console.services.image_collection import NewFile
 from tasks.access.api_keys import Caller
 
 ACME, ZOO, OTHER_KEY = Caller("a", "acme"), Caller("z", "zoo"), Caller("b", "acme")
 
 
-def add(drafts: Drafts, caller: Caller, draft_id: str, file: Path, length: int) -> None:
+def add(drafts: Drafts, caller: Caller, draft_id: str, file: Path, length: int) -> list[str]:
     file.write_bytes(b"x" * length)
     opened = drafts.find(caller, draft_id)
     assert opened is not None
-    opened.collection.add("cat.png", file)
+    return opened.collection.add([NewFile("cat.png", file)])
 
 
 def new(drafts: Drafts, caller: Caller) -> str:
@@ -38,19 +38,20 @@ def test_forms_of_one_account_close_no_form_of_another(tmp_path: Path, redis_cli
 
 def test_a_form_that_makes_room_leaves_no_file(tmp_path: Path, redis_client: Redis) -> None:
     drafts = Drafts(redis_client, tmp_path / "drafts", 1000)
-    add(drafts, ACME, new(drafts, ACME), tmp_path / "file", 10)
+    first = new(drafts, ACME)
+    add(drafts, ACME, first, tmp_path / "file", 10)
     for _ in range(20):
-        new(drafts, ACME)
-    assert list((tmp_path / "drafts").iterdir()) == []
+        add(drafts, ACME, new(drafts, ACME), tmp_path / "file", 10)
+    assert first not in {path.name for path in (tmp_path / "drafts").iterdir()}
 
 
 def test_images_of_all_forms_of_an_account_are_limited(tmp_path: Path, redis_client: Redis) -> None:
     drafts, file = Drafts(redis_client, tmp_path / "drafts", 1000), tmp_path / "file"
     for caller, length in ((ACME, 900), (OTHER_KEY, 900), (ACME, 200)):
-        add(drafts, caller, new(drafts, caller), file, length)
-    with pytest.raises(NotAddedError, match="no room beside the images of your other open forms"):
-        add(drafts, ACME, new(drafts, ACME), file, 1)
-    add(drafts, ZOO, new(drafts, ZOO), file, 1000)
+        assert add(drafts, caller, new(drafts, caller), file, length) == []
+    [note] = add(drafts, ACME, new(drafts, ACME), file, 1)
+    assert "larger than the 0 bytes that are left for the images of your open forms" in note
+    assert add(drafts, ZOO, new(drafts, ZOO), file, 1000) == []
 
 
 def test_only_its_caller_finds_a_form(tmp_path: Path, redis_client: Redis) -> None:
@@ -71,14 +72,13 @@ def test_another_console_continues_a_form(tmp_path: Path, redis_client: Redis) -
     opened = one.find(ACME, draft_id)
     assert opened is not None
     assert one.find(ACME, draft_id) is opened
-    opened.draft.name, opened.has_changed = "cat", True
+    opened.draft.name = "cat"
     opened.draft.set("max_train_steps", 7)
     opened.draft.dataset = {"type": "ARCHIVE", "archive": "upload:x"}
     one.save(opened)
     continued = two.find(ACME, draft_id)
     assert continued is not None
     assert continued.draft.document() == opened.draft.document()
-    assert continued.has_changed
     assert [image.name for image in continued.collection.images()] == ["cat.png"]
     continued.draft.name = "dog"
     two.save(continued)
@@ -119,3 +119,31 @@ def test_images_of_expired_forms_are_removed(tmp_path: Path, redis_client: Redis
     redis_client.delete(f"training:draft:{expired}")
     new(Drafts(redis_client, folder, 1000), ZOO)
     assert [path.name for path in folder.iterdir()] == [kept]
+
+
+def test_a_form_that_was_begun_is_offered_again(tmp_path: Path, redis_client: Redis) -> None:
+    drafts = Drafts(redis_client, tmp_path / "drafts", 1000)
+    new(drafts, ACME)
+    with_images, named = new(drafts, ACME), new(drafts, ACME)
+    add(drafts, ACME, with_images, tmp_path / "file", 10)
+    opened = drafts.find(ACME, named)
+    assert opened is not None
+    opened.draft.name = "my-cat"
+    drafts.save(opened)
+    found = drafts.begun(ACME)
+    assert [(it.id, it.name, it.images) for it in found] == [
+        (named, "my-cat", 0),
+        (with_images, "lora", 1),
+    ]
+    assert drafts.begun(OTHER_KEY) == []
+    drafts.close(opened)
+    assert [it.id for it in drafts.begun(ACME)] == [with_images]
+
+
+def test_forms_that_nobody_filled_in_make_room_first(tmp_path: Path, redis_client: Redis) -> None:
+    drafts = Drafts(redis_client, tmp_path / "drafts", 1000)
+    kept = new(drafts, ACME)
+    add(drafts, ACME, kept, tmp_path / "file", 10)
+    for _ in range(40):
+        new(drafts, ACME)
+    assert [it.id for it in drafts.begun(ACME)] == [kept]
