@@ -10,6 +10,8 @@ from nicegui.elements.upload_files import FileUpload
 
 from console.errors import ConsoleError
 from console.pages.elements import Choice, Field, Tag, panel
+from console.pages.form.caption_tools import CaptionTools
+from console.pages.form.caption_writer import CaptionWriter
 from console.pages.form.controls import Kind
 from console.pages.form.draft import Draft
 from console.pages.form.drafts import OpenDraft
@@ -68,6 +70,9 @@ class DatasetPart:
             self._messages = Tag("p", "", "note note-warning pre-line small", role="status")
             with Tag("div", classes="stack-small"):
                 self._report = Report(frame, opened, self._remove, self.check)
+            self._tools = CaptionTools(
+                frame, opened, self.images, lambda: self._add_writer(frame, services), self._edited
+            )
             self._gallery = Gallery(frame, opened, self._remove, self._write_caption)
         with self._upload_box:
             self._drop = ImageDrop(
@@ -128,9 +133,9 @@ class DatasetPart:
         if self._opened.images or not self.images.is_used:
             self._report.show_progress("Checking the images…")
         if self.images.is_used:
-            self._gallery.show()
+            self._show_images()
             await self.images.make_thumbnails()
-            self._gallery.show()
+            self._show_images()
         await self.images.check()
         self._show_result()
 
@@ -168,21 +173,37 @@ class DatasetPart:
     def _show_result(self) -> None:
         notes = self.images.take_notes()
         self._show_messages([*notes, *filter(None, [self.images.message])])
-        self._gallery.show()
+        self._show_images()
         self._report.show()
         self._on_changed()
 
     async def _receive(self, files: list[FileUpload]) -> None:
         await self.images.receive(files)
-        self._gallery.show()
+        self._show_images()
 
     async def _received(self, refused: list[str]) -> None:
         self.images.note_refused(refused)
         await self.check()
 
+    def _add_writer(self, frame: Frame, services: Services) -> None:
+        async def note_written(replaced: dict[str, str | None]) -> None:
+            await self._tools.note_change(replaced)
+
+        self._writer = CaptionWriter(frame, services, self._opened, self.images, note_written)
+
+    def _show_images(self) -> None:
+        self._gallery.show()
+        self._tools.show()
+        self._writer.show()
+
+    async def _edited(self) -> None:
+        """Show captions that were changed together, and check them."""
+        self._gallery.show_captions()
+        await self.check()
+
     async def _remove(self, name: str) -> None:
         await self.images.remove(name)
-        self._gallery.show()
+        self._show_images()
         self._check_soon()
 
     async def _write_caption(self, name: str, caption: str) -> None:
@@ -218,6 +239,7 @@ class DatasetPart:
         self._draft.dataset = None if source == _UPLOAD else {"type": source}
         self._show_source(source)
         self._gallery.set_visibility(source == _UPLOAD)
+        self._show_images()
         if source == _UPLOAD and self._opened.images:
             await self.check()
             return

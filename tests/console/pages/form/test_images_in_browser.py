@@ -148,3 +148,29 @@ def test_run_again_shows_images_that_can_be_edited(
         upload_id = source.archive.partition(":")[2]  # type: ignore[attr-defined]
         [shown] = client.get(f"/uploads/{upload_id}/images").json()
     assert (shown["name"], shown["caption"]) == ("cat.png", "a red cat")
+
+
+def test_missing_captions_are_one_remedy(page: Page, tmp_path: Path) -> None:
+    files = {f"{color}.png": image(color, (512, 512)) for color in ("red", "green", "blue")}
+    choose(page, write(tmp_path, {**files, "red.txt": b"a red cat"}))
+    expect(page.get_by_text("2 images have no caption.")).to_be_visible()
+    expect(page.get_by_role("table", name="Problems of the images")).not_to_contain_text("caption")
+    page.get_by_role("button", name="Start training").click()
+    expect(page.get_by_text("has 2 images without a caption").first).to_be_visible()
+    page.get_by_label("Caption for all of them").fill("a cat")
+    page.get_by_role("button", name="Use it for 2 images").click()
+    expect(page.get_by_text("3 valid images")).to_be_visible()
+    assert caption(page, "green.png") == "a cat"
+    # All captions change at once, after a preview of how many; the change can be undone.
+    page.get_by_text("Change all captions").click()
+    page.get_by_label("Find").fill("red")
+    expect(page.get_by_text("Changes 1 of 3 captions.")).to_be_visible()
+    page.get_by_label("Put before each caption").fill("ohwx,")
+    expect(page.get_by_text("Changes 3 of 3 captions.")).to_be_visible()
+    page.get_by_label("Replace with").fill("white")
+    page.get_by_role("button", name="Change captions").click()
+    expect(page.get_by_label("Caption of red.png")).to_have_value("ohwx, a white cat")
+    expect(page.get_by_label("Caption of blue.png")).to_have_value("ohwx, a cat")
+    page.get_by_role("button", name="Undo the last change").click()
+    expect(page.get_by_label("Caption of red.png")).to_have_value("a red cat")
+    expect(page.get_by_label("Caption of blue.png")).to_have_value("a cat")

@@ -1,0 +1,26 @@
+import pytest
+
+from console.pages.form.caption_tools import CaptionEdit
+
+
+@pytest.mark.parametrize(
+    ("edit", "caption", "changed"),
+    [
+        (CaptionEdit(prefix="ohwx,"), "a cat", "ohwx, a cat"),
+        (CaptionEdit(prefix=" ohwx, "), "ohwx, a cat", "ohwx, a cat"),
+        (CaptionEdit(suffix=", in oil"), "a cat", "a cat, in oil"),
+        (CaptionEdit(suffix="in oil"), "a cat", "a cat in oil"),
+        (CaptionEdit(suffix="in oil"), "a cat in oil", "a cat in oil"),
+        (CaptionEdit(find="cat", replacement="dog"), "a cat, cat", "a dog, dog"),
+        (CaptionEdit(find="Cat", replacement="dog"), "a cat", "a cat"),
+        (CaptionEdit(find="a cat"), "a cat", ""),
+        (CaptionEdit(find="cat", replacement="dog", prefix="my"), "cat", "my dog"),
+        (CaptionEdit(prefix="ohwx", suffix="."), "", ""),
+        (CaptionEdit(), "a cat", "a cat"),
+    ],
+)
+def test_a_change_of_captions(edit: CaptionEdit, caption: str, changed: str) -> None:
+    assert edit.apply(caption) == changed
+    if changed:
+        again = CaptionEdit(prefix=edit.prefix, suffix=edit.suffix)
+        assert again.apply(changed) == changed
