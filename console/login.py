@@ -1,4 +1,4 @@
-"""Login of browsers: a browser sends its key once and gets a cookie for a session.
+"""Login of browsers: a key, or the token of a login link, starts a session, which a cookie names.
 
 Knows sessions and where they may be used from; the page with the form is in ``pages/``.
 """
@@ -16,6 +16,7 @@ from console.services.rate_limiter import WrongKeys
 from console.services.shared_values import SharedValues, available
 from console.services.threads import in_thread
 from tasks.access.api_keys import ApiKeys, Caller, digest_of
+from tasks.access.login_links import LoginLinks
 
 COOKIE = "training_session"
 SESSION_TTL_S = 12 * 3600
@@ -34,7 +35,7 @@ class Sessions:
     """
 
     def __init__(self, client: Redis, api_keys: ApiKeys) -> None:
-        self._api_keys = api_keys
+        self._api_keys, self._links = api_keys, LoginLinks(client)
         self._sessions = SharedValues(client, SESSIONS_PREFIX, _MAX_SESSIONS, SESSION_TTL_S)
         # Of this process's open pages, by the digest of the cookie: the number of pages, and the
         # digest of the key; empty once the session has ended.
@@ -47,12 +48,18 @@ class Sessions:
             UnavailableError: The broker is unavailable.
         """
         caller = self._api_keys.find(key)
-        if caller is None:
-            return None
-        cookie = secrets.token_urlsafe(32)
+        return None if caller is None else self._start(caller, digest_of(key))
+
+    def start_from_link(self, token: str) -> str | None:
+        """Use up a login link, start a session and return its cookie; None for an unusable link.
+
+        Raises:
+            UnavailableError: The broker is unavailable.
+        """
         with available():
-            self._sessions.put(caller.account, digest_of(cookie), {"key": digest_of(key)})
-        return cookie
+            key_digest = self._links.redeem(token)
+        caller = None if key_digest is None else self._api_keys.find_by_digest(key_digest)
+        return None if caller is None else self._start(caller, str(key_digest))
 
     def find(self, cookie: str | None) -> Caller | None:
         """Return the caller of a session; None for an unknown or expired one.
@@ -112,16 +119,23 @@ class Sessions:
             for session_id in set(watched) - existing:
                 self._note(session_id, "")
 
+    def _start(self, caller: Caller, key_digest: str) -> str:
+        cookie = secrets.token_urlsafe(32)
+        with available():
+            self._sessions.put(caller.account, digest_of(cookie), {"key": key_digest})
+        return cookie
+
     def _note(self, session_id: str, key_digest: str) -> None:
         if session_id in self._of_pages:
             self._of_pages[session_id] = self._of_pages[session_id][0], key_digest
 
 
 def login_routes(sessions: Sessions, wrong_keys: WrongKeys, base_url: str) -> APIRouter:
-    """Return the routes ``POST /login``, with the form field ``key``, and ``POST /logout``.
+    """Return the routes ``POST /login`` and ``POST /logout``.
 
-    Both answer with a redirect: to the page that ``next`` names, or the first one, or back to
-    ``/login?wrong=1``.
+    The form of the first has the field ``key``, or ``once`` with the token of a login link. Both
+    answer with a redirect: to the page that ``next`` names, or the first one, or back to
+    ``/login?wrong=key`` (or ``link``).
 
     Args:
         sessions: The sessions.
@@ -135,11 +149,15 @@ def login_routes(sessions: Sessions, wrong_keys: WrongKeys, base_url: str) -> AP
         root = request.scope.get("root_path", "")
         target = safe_target(request.query_params.get("next", ""))
         query = "" if target == "/" else f"&next={quote(target, safe='')}"
-        refused = RedirectResponse(f"{root}/login?wrong=1{query}", 303)
+        form = parse_qs((await request.body()).decode("utf-8", "replace"))
+        what = "link" if "once" in form else "key"
+        refused = RedirectResponse(f"{root}/login?wrong={what}{query}", 303)
         if not is_same_origin(request):
             return refused
-        form = parse_qs((await request.body()).decode("utf-8", "replace"))
-        cookie = await in_thread(sessions.start)(form.get("key", [""])[0].strip())
+        if what == "link":
+            cookie = await in_thread(sessions.start_from_link)(form["once"][0])
+        else:
+            cookie = await in_thread(sessions.start)(form.get("key", [""])[0].strip())
         if cookie is None:
             await wrong_keys.count(address_of(request))
             return refused

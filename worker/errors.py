@@ -5,6 +5,7 @@ JobError
 ├── InventoryError           ``TRAINING_GPUS`` is malformed, or a GPU is not in it
 ├── NoGpuToMeasureError      there is no GPU here to measure, or it is busy
 ├── BrokerStartError         the embedded broker cannot start
+│   └── FleetRunningError    another fleet runs in this home
 ├── FleetStartError          a worker or part of the local fleet does not start
 ├── PortsTakenError          a port is taken, or its address is not this machine's
 ├── WorkerNameTakenError     another live worker has this name
@@ -43,6 +44,24 @@ class BrokerStartError(JobError):
 
     def __init__(self, problem: str) -> None:
         super().__init__(f"cannot start the embedded broker: {problem}", ErrorCode.NO_BROKER)
+
+
+class FleetRunningError(BrokerStartError):
+    """Another fleet runs in this home.
+
+    Args:
+        home: The folder of both.
+        pid: The process of the other ``up``; 0 if it is not known.
+        console: Address of its console; empty without one.
+    """
+
+    def __init__(self, home: Path, pid: int = 0, console: str = "") -> None:
+        where = f"; its console is at {console}" if console else ""
+        how = f", or with 'kill {pid}'" if pid else ""
+        super().__init__(
+            f"another fleet runs in {home}{where}. Stop it with Ctrl-C in its terminal{how}, or "
+            "set TRAINING_HOME to another folder"
+        )
 
 
 class FleetStartError(JobError):

@@ -1,4 +1,8 @@
-"""Login page: a plain form that needs no script."""
+"""Login page: a plain form that needs no script.
+
+A login link opens it with one button: only a POST uses the link up, so that a browser or a mail
+scanner that fetches it ahead does not.
+"""
 
 from html import escape
 from urllib.parse import quote
@@ -26,7 +30,12 @@ _PAGE = """<!doctype html>
 <div class="login panel">
 <div class="brand">training-worker</div>
 <h1>Log in</h1>
-<form method="post" action="{action}">
+{form}</div>
+</main>
+</body>
+</html>
+"""
+_KEY_FORM = """<form method="post" action="{action}">
 <div class="field{classes}">
 <label for="key">API key</label>
 <input id="key" name="key" type="password" autocomplete="current-password" required autofocus
@@ -37,15 +46,20 @@ file <code>console-key</code> in <code>TRAINING_HOME</code> holds one.</p>
 </div>
 <button class="btn btn-primary" type="submit">Log in</button>
 </form>
-</div>
-</main>
-</body>
-</html>
 """
-_WRONG = (
-    '<p class="error" id="error" role="alert">This key is unknown or revoked, or has expired. '
-    "Check that you pasted all of it.</p>\n"
-)
+_LINK_FORM = """<form method="post" action="{action}">
+<p class="help">This link logs this browser in. It works once.</p>
+<input type="hidden" name="once" value="{token}">
+<button class="btn btn-primary" type="submit" autofocus>Log in</button>
+</form>
+"""
+_PROBLEM = '<p class="error" id="error" role="alert">{}</p>\n'
+_PROBLEMS = {
+    "key": "This key is unknown or revoked, or has expired. Check that you pasted all of it.",
+    "link": "This login link has been used or has expired. Enter a key, or restart "
+    "<code>training-worker up</code> to get a new link.",
+}
+"""By what the login was tried with, in HTML."""
 
 
 def add_login_page(app: FastAPI) -> None:
@@ -53,7 +67,7 @@ def add_login_page(app: FastAPI) -> None:
 
     @app.get("/login", include_in_schema=False)
     async def show(request: Request) -> Response:
-        return _page(request, is_wrong=request.query_params.get("wrong") is not None)
+        return _page(request)
 
 
 def login_address(request: Request) -> str:
@@ -64,18 +78,32 @@ def login_address(request: Request) -> str:
     return f"{prefix_of(request)}/login?next={quote(target, safe='')}"
 
 
-def _page(request: Request, *, is_wrong: bool) -> HTMLResponse:
+def _page(request: Request) -> HTMLResponse:
     target = safe_target(request.query_params.get("next", ""))
     prefix = prefix_of(request)
+    action = escape(f"{prefix}/login?next={quote(target, safe='')}")
+    token = request.query_params.get("once", "")
     page = _PAGE.format(
         script=THEME_SCRIPT,
         # The same fonts as on the other pages.
         fonts=escape(f"{prefix}/_nicegui/{nicegui.__version__}/static/fonts.css"),
         style=escape(f"{prefix}{style_sheet()}"),
-        action=escape(f"{prefix}/login?next={quote(target, safe='')}"),
-        classes=" field-error" if is_wrong else "",
-        described=" error" if is_wrong else "",
-        invalid=' aria-invalid="true"' if is_wrong else "",
-        problem=_WRONG if is_wrong else "",
+        form=_link_form(action, token) if token else _key_form(action, request),
     )
-    return HTMLResponse(page)
+    # The address may have a token.
+    return HTMLResponse(page, headers={"Cache-Control": "no-store"})
+
+
+def _link_form(action: str, token: str) -> str:
+    return _LINK_FORM.format(action=action, token=escape(token))
+
+
+def _key_form(action: str, request: Request) -> str:
+    problem = _PROBLEMS.get(request.query_params.get("wrong", ""), "")
+    return _KEY_FORM.format(
+        action=action,
+        classes=" field-error" if problem else "",
+        described=" error" if problem else "",
+        invalid=' aria-invalid="true"' if problem else "",
+        problem=_PROBLEM.format(problem) if problem else "",
+    )

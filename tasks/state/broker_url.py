@@ -4,7 +4,7 @@ No message has a piece of the URL in it: any piece may belong to a password that
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import parse_qsl, quote, unquote, urlencode
@@ -107,6 +107,11 @@ class BrokerUrl:
     def is_local(self) -> bool:
         """Whether it does not leave this machine."""
         return all(host in ("localhost", "127.0.0.1", "::1") for host, _ in self.hosts)
+
+    def redacted(self) -> str:
+        """Return the URL as ``for_celery`` does, with the word PASSWORD for its password."""
+        has_password = self.password is not None
+        return replace(self, password="PASSWORD" if has_password else None).for_celery()
 
     def for_celery(self) -> str:
         """Return the URL in kombu's form, with everything quoted and without options.

@@ -88,6 +88,9 @@ MISSING_MESSAGES = "training:reconciler:missing"
 """Hash: the jobs without a message at the reconciler's last look, by job: what each waited for and
 since when."""
 
+LOGIN_LINKS_PREFIX = "training:login_link:"
+"""Before the digest of a login link's token: the digest of the API key that it logs in with."""
+
 UNREADABLE = "training:unreadable"
 """List: messages that no worker could process, the newest first; its length is bounded."""
 

@@ -4,6 +4,7 @@ from redis import Redis
 from console.errors import UnavailableError
 from console.login import SESSION_TTL_S, Sessions, safe_target
 from tasks.access.api_keys import ApiKeys, Caller, digest_of
+from tasks.access.login_links import LOGIN_LINK_TTL, LoginLinks
 from tasks.state.connection import connect
 from tests.console.conftest import Served
 
@@ -24,6 +25,30 @@ def test_a_session_expires(served: Served, sessions: Sessions, redis_client: Red
     redis_client.delete(key)
     assert sessions.find(cookie) is None
     assert sessions.start("twk_wrong") is None
+
+
+def test_a_link_starts_one_session(served: Served, sessions: Sessions, redis_client: Redis) -> None:
+    key = served.keys["operator"]
+    token = LoginLinks(redis_client).create(key)
+    stored = f"training:login_link:{digest_of(token)}"
+    assert 0 < int(redis_client.ttl(stored)) <= LOGIN_LINK_TTL.total_seconds()
+    assert key not in str(redis_client.get(stored))
+    assert not any(token in name for name in redis_client.scan_iter())
+    cookie = sessions.start_from_link(token)
+    assert sessions.find(cookie) == Caller("operator", None)
+    assert sessions.start_from_link(token) is None
+
+
+def test_links_that_cannot_work_start_no_session(
+    served: Served, sessions: Sessions, redis_client: Redis
+) -> None:
+    api_keys, links = ApiKeys(served.settings.api_keys_file), LoginLinks(redis_client)
+    revoked = links.create(api_keys.create("leaving", "acme"))
+    api_keys.revoke("leaving")
+    expired = links.create(served.keys["acme"])
+    redis_client.delete(f"training:login_link:{digest_of(expired)}")
+    for token in (revoked, expired, "", "A" * 43, "A" * 10_000, "é\0", served.keys["acme"]):
+        assert sessions.start_from_link(token) is None
 
 
 def test_every_console_serves_a_session_until_one_ends_it(
@@ -60,6 +85,8 @@ def test_a_session_waits_for_an_unavailable_broker(served: Served, sessions: Ses
         away.find("cookie")
     with pytest.raises(UnavailableError):
         away.start(served.keys["acme"])
+    with pytest.raises(UnavailableError):
+        away.start_from_link("A" * 43)
     away.open_page("cookie")
     with pytest.raises(UnavailableError):
         away.refresh()

@@ -13,6 +13,7 @@ from console.login import COOKIE
 from console.security_headers import SecurityHeaders
 from console.services.services import open_services
 from tasks.access.api_keys import ApiKeys
+from tasks.access.login_links import LoginLinks
 from tasks.settings.settings import Settings
 from tests.console.conftest import PNG, Console, Served, job, make_other_app
 from worker.local.embedded_broker import EmbeddedBroker
@@ -64,7 +65,7 @@ def test_revoking_a_key_takes_effect_at_once(console: Console, anyone: httpx2.Cl
 def test_a_browser_logs_in_and_out(console: Console, anyone: httpx2.Client) -> None:
     origin = {"Origin": console.url}
     wrong = anyone.post("/login", data={"key": "twk_wrong"}, headers=origin)
-    assert wrong.headers["location"].startswith("/login?wrong=1")
+    assert wrong.headers["location"].startswith("/login?wrong=key")
     assert "set-cookie" not in wrong.headers
     right = anyone.post("/login", data={"key": console.keys["acme"]}, headers=origin)
     assert right.status_code == 303
@@ -76,6 +77,41 @@ def test_a_browser_logs_in_and_out(console: Console, anyone: httpx2.Client) -> N
     anyone.post("/logout", headers=origin)
     anyone.cookies.set(COOKIE, held)
     assert anyone.get("/v1/jobs").status_code == 401
+
+
+def test_only_the_button_uses_a_login_link_up(console: Console, anyone: httpx2.Client) -> None:
+    token = LoginLinks(console.redis).create(console.keys["operator"])
+    for _ in range(2):  # the browser may fetch it ahead
+        page = anyone.get("/login", params={"once": token, "next": "/fleet"})
+        assert page.text.count(token) == 1
+        assert page.headers["cache-control"] == "no-store"
+        assert page.headers["referrer-policy"] == "no-referrer"
+        assert "set-cookie" not in page.headers
+    form, target = {"once": token}, "/login?next=%2Ffleet"
+    assert f'action="{target}"' in page.text
+    evil = anyone.post(target, data=form, headers={"Origin": "https://evil.example"})
+    assert evil.headers["location"] == "/login?wrong=link&next=%2Ffleet"
+    used = anyone.post(target, data=form, headers={"Origin": console.url})
+    assert used.headers["location"] == "/fleet"
+    assert anyone.get("/v1/jobs").status_code == 200
+    anyone.cookies.clear()
+    again = anyone.post(target, data=form, headers={"Origin": console.url})
+    assert "has been used or has expired" in anyone.get(again.headers["location"]).text
+    assert "set-cookie" not in again.headers
+
+
+def test_a_login_link_is_escaped(anyone: httpx2.Client) -> None:
+    page = anyone.get("/login", params={"once": '"><script>alert(1)</script>'}).text
+    assert "<script>alert" not in page
+
+
+def test_wrong_login_links_are_counted(console: Console, anyone: httpx2.Client) -> None:
+    answers = [
+        anyone.post("/login", data={"once": "A" * 43}, headers={"Origin": console.url})
+        for _ in range(100)
+    ]
+    assert answers[0].status_code == 303
+    assert answers[-1].status_code == 429
 
 
 def test_other_sites_cannot_use_a_session(console: Console, anyone: httpx2.Client) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from routing.classes import MemoryClass
 from tasks.access.api_keys import ensure_console_key
 from tasks.access.key_changes import KeyChanges
+from tasks.access.login_links import LOGIN_LINK_TTL, LoginLinks
 from tasks.errors import JobError
 from tasks.extras import is_installed, not_installed, require
 from tasks.jobs.document import write_document
@@ -18,6 +19,7 @@ from tasks.process.logging_setup import set_up_logging
 from tasks.settings.settings import Settings
 from tasks.state.audit import command_line_actor
 from tasks.state.availability import check_writes
+from tasks.state.broker_url import BrokerUrl
 from tasks.state.connection import connect
 from worker.cli.client import client_of
 from worker.cli.reports.follow import follow
@@ -26,9 +28,9 @@ from worker.cli.reports.job_tables import stage_table
 from worker.cli.reports.output import stdout
 from worker.cli.serve import metrics_address
 from worker.local.demo_images import draw_demo_images
-from worker.local.embedded_broker import broker_url
+from worker.local.embedded_broker import broker_url, check_home_is_free
 from worker.local.flower import flower_address, flower_credentials, password_file
-from worker.local.local_fleet import PARTS, running_fleet
+from worker.local.local_fleet import PARTS, Fleet, running_fleet
 from worker.local.ports import check_ports
 from worker.supervision.process import spawn, stop
 
@@ -37,6 +39,10 @@ logger = logging.getLogger(__name__)
 _READY_WITHIN_S = 90.0
 # FLUX needs the first; the second shows that FLUX stages never run on a smaller GPU.
 _DEMO_GPUS = (MemoryClass.GB40, MemoryClass.GB24)
+_EMULATED = (
+    "note: an emulated GPU computes on the CPU: a tiny model trains in a minute, a real base model "
+    "would take days"
+)
 # What 'up' starts if its library is installed: the setting of its port, and the module.
 _OPTIONAL_PARTS = (
     ("flower_port", "flower"),
@@ -57,6 +63,8 @@ def run_local_fleet(settings: Settings, ready_file: Path | None) -> None:
     if settings.broker_url is not None:
         # Its workers would wait for it; the person at this terminal gets an error.
         check_writes(connect(broker_url(settings)))
+    else:
+        check_home_is_free(settings.home_dir)
     check_ports(settings, PARTS)
     if settings.flower_port:
         flower_credentials(settings)
@@ -65,7 +73,7 @@ def run_local_fleet(settings: Settings, ready_file: Path | None) -> None:
         ensure_console_key(api_keys, settings.console_key_file)
     with running_fleet(settings) as fleet:
         fleet.wait_until_ready()
-        stdout.print(_introduction(settings, [gpu.name for gpu in fleet.gpus]), soft_wrap=True)
+        stdout.print(_introduction(settings, fleet), soft_wrap=True)
         if ready_file is not None:
             ready_file.touch()
         fleet.run()
@@ -119,9 +127,14 @@ def _without_missing_parts(settings: Settings) -> Settings:
     return settings
 
 
-def _introduction(settings: Settings, gpus: list[str]) -> str:
-    lines = [f"ready: a CPU worker and {len(gpus)} GPU worker(s): {', '.join(gpus)}"]
-    lines.append(f"store:  {settings.resolved_store_url}")
+def _introduction(settings: Settings, fleet: Fleet) -> str:
+    """Return what the fleet has and where, and how to go on."""
+    gpus = ", ".join(gpu.name for gpu in fleet.gpus)
+    lines = [f"ready: a CPU worker and {len(fleet.gpus)} GPU worker(s): {gpus}"]
+    if any(gpu.emulated for gpu in fleet.gpus):
+        lines.append(_EMULATED)
+    lines.append(f"broker: {BrokerUrl.parse(fleet.broker_url).redacted()}")
+    lines.append(f"store: {settings.resolved_store_url}")
     if settings.flower_port:
         auth = (
             "TRAINING_FLOWER_BASIC_AUTH"
@@ -133,8 +146,21 @@ def _introduction(settings: Settings, gpus: list[str]) -> str:
         lines.append(f"metrics: {metrics_address(settings)}")
     if settings.console_port:
         lines.append(f"console: {settings.console_base_url} (key in {settings.console_key_file})")
+        # What is no terminal may be a log that others read.
+        if stdout.is_terminal:
+            lines.append(_login_link(settings, fleet.broker_url))
     lines.append("submit: training-worker submit JOB.yaml --watch")
     return "\n".join(lines)
+
+
+def _login_link(settings: Settings, broker_url: str) -> str:
+    """Return a line with a new login link for this machine's operator."""
+    key = settings.console_key_file.read_text("utf-8").strip()
+    with connect(broker_url) as client:
+        token = LoginLinks(client).create(key)
+    minutes = LOGIN_LINK_TTL.total_seconds() / 60
+    link = f"{settings.console_base_url}/login?once={token}"
+    return f"log in: {link} (works once, within {minutes:g} minutes)"
 
 
 def _prepare_demo_job(home: Path) -> dict[str, Any]:

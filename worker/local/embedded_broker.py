@@ -6,6 +6,7 @@ append-only file keeps queued jobs across restarts.
 
 import fcntl
 import hashlib
+import json
 import logging
 import os
 import re
@@ -23,13 +24,16 @@ from tasks.errors import NoBrokerError
 from tasks.settings.settings import Settings
 from tasks.state.availability import RefusedError
 from tasks.state.connection import connect
-from worker.errors import BrokerStartError
+from worker.errors import BrokerStartError, FleetRunningError
 from worker.supervision.process import spawn, stop
 
 logger = logging.getLogger(__name__)
 
 # The kernel's limit for a socket's path is 108 bytes on Linux and 104 on macOS.
 _MAX_SOCKET_PATH = 100
+# In the broker's folder; the fleet that runs there holds it.
+_LOCK = "lock"
+_MAX_HOLDER_CHARACTERS = 2000
 _START_WITHIN_S = 20.0
 _STOP_WITHIN_S = 10.0
 _VERSION_WITHIN_S = 10.0
@@ -70,10 +74,11 @@ class EmbeddedBroker:
 
     Args:
         home: The folder of its data; one broker at a time runs in a home.
+        console: Address of the fleet's console, which a second fleet in the home reports.
     """
 
-    def __init__(self, home: Path) -> None:
-        self._folder = home / "broker"
+    def __init__(self, home: Path, console: str = "") -> None:
+        self._folder, self._console = home / "broker", console
         self._socket = _socket_path(home)
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: IO[str] | None = None
@@ -83,14 +88,17 @@ class EmbeddedBroker:
         """Start the server and wait until it answers.
 
         Raises:
-            BrokerStartError: No server is installed, another one runs in this home, or the server
-                does not answer.
+            BrokerStartError: No server is installed, or the server does not answer.
+            FleetRunningError: Another one runs in this home.
         """
         self._server = find_server()
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._socket.parent.chmod(0o700)
-        self._lock = _locked(self._folder / "lock")
+        self._lock = _locked(self._folder / _LOCK)
+        self._lock.truncate()
+        json.dump({"pid": os.getpid(), "console": self._console}, self._lock)
+        self._lock.flush()
         self._start_server()
 
     def restart_if_dead(self) -> None:
@@ -160,6 +168,17 @@ class EmbeddedBroker:
         return f"it does not answer; see {log}"
 
 
+def check_home_is_free(home: Path) -> None:
+    """Check that no fleet with an embedded broker runs in a home.
+
+    Raises:
+        FleetRunningError: One does.
+    """
+    path = home / "broker" / _LOCK
+    if path.exists():
+        _locked(path).close()
+
+
 def find_running(home: Path) -> str | None:
     """Return the URL of the broker that runs in a home; None without one."""
     url = _url(_socket_path(home))
@@ -208,14 +227,28 @@ def _socket_path(home: Path) -> Path:
 
 
 def _locked(path: Path) -> IO[str]:
-    """Hold a file's lock until the returned file is closed."""
-    file = path.open("w")
+    """Hold a file's lock until the returned file is closed.
+
+    Raises:
+        FleetRunningError: Another process holds it; the file says which.
+    """
+    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        file.close()
-        raise BrokerStartError(f"another fleet runs in {path.parent.parent}") from error
+        with file:
+            holder = _holder(file.read(_MAX_HOLDER_CHARACTERS))
+        raise FleetRunningError(path.parent.parent, *holder) from error
     return file
+
+
+def _holder(text: str) -> tuple[int, str]:
+    """Return what a lock's holder has written into it: its process and its console's address."""
+    try:
+        holder = json.loads(text)
+        return int(holder["pid"]), str(holder["console"])
+    except (ValueError, KeyError, TypeError):
+        return 0, ""  # it is just being written
 
 
 def _answers(url: str, *, or_refuses: bool = False) -> bool:

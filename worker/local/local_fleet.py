@@ -24,7 +24,7 @@ from worker.errors import FleetStartError
 from worker.gpu.inventory import Gpu, find_gpus
 from worker.local.embedded_broker import EmbeddedBroker
 from worker.local.log_files import LogFiles
-from worker.local.ports import is_listening
+from worker.local.ports import console_answers, is_listening
 from worker.supervision.process import kill_group, spawn
 
 logger = logging.getLogger(__name__)
@@ -94,9 +94,11 @@ class Fleet:
 
     Attributes:
         gpus: The GPUs with a worker.
+        broker_url: The fleet's broker, with its password.
     """
 
     gpus: list[Gpu]
+    broker_url: str
     _broker: EmbeddedBroker | None
     _children: list[_Child]
     _is_ready: dict[str, Callable[[], bool]]
@@ -105,7 +107,7 @@ class Fleet:
     _is_stopping: bool = field(default=False)
 
     def wait_until_ready(self) -> None:
-        """Return when every worker takes messages, and each part listens on its port.
+        """Return when every worker takes messages, each part listens, and the console answers.
 
         Raises:
             FleetStartError: One of them does not.
@@ -160,6 +162,7 @@ def running_fleet(settings: Settings) -> Iterator[Fleet]:
 
     Raises:
         BrokerStartError: The embedded broker cannot run.
+        FleetRunningError: Another fleet runs in this home.
         InventoryError: ``TRAINING_GPUS`` is not an inventory.
     """
     gpus = find_gpus(settings.gpus, settings.cuda_visible_devices)
@@ -169,7 +172,7 @@ def running_fleet(settings: Settings) -> Iterator[Fleet]:
     with ExitStack() as stack:
         broker = None
         if settings.broker_url is None:
-            broker = stack.enter_context(EmbeddedBroker(settings.home_dir))
+            broker = stack.enter_context(EmbeddedBroker(settings.home_dir, _console_of(settings)))
             # The users of this broker can read this machine's files anyway.
             roots = settings.data_roots or ANYWHERE
             settings = settings.model_copy(
@@ -206,14 +209,20 @@ def _make_fleet(
     for part in PARTS:
         if port := getattr(settings, f"{part}_port"):
             commands[part] = [part]
-            is_ready[part] = partial(is_listening, getattr(settings, f"{part}_address"), port)
+            answers = console_answers if part == "console" else is_listening
+            is_ready[part] = partial(answers, getattr(settings, f"{part}_address"), port)
     python = [sys.executable, "-P", "-m", "worker"]
     children = [
         _Child(name, [*python, *command], env, drains=name not in PARTS, logs=logs)
         for name, command in commands.items()
     ]
     stop_within_s = settings.shutdown_timeout.total_seconds() + _STOP_MARGIN_S
-    return Fleet(gpus, broker, children, is_ready, stop_within_s, logs)
+    url = env["TRAINING_BROKER_URL"]
+    return Fleet(gpus, url, broker, children, is_ready, stop_within_s, logs)
+
+
+def _console_of(settings: Settings) -> str:
+    return settings.console_base_url if settings.console_port else ""
 
 
 def _child_environment(settings: Settings) -> dict[str, str]:

@@ -4,9 +4,14 @@ import os
 import socket
 from collections.abc import Sequence
 from contextlib import ExitStack
+from http import HTTPStatus
+
+import httpx2
 
 from tasks.settings.settings import Settings
 from worker.errors import PortsTakenError
+
+_TIMEOUT_S = 1.0
 
 
 def check_ports(settings: Settings, parts: Sequence[str]) -> None:
@@ -42,9 +47,29 @@ def is_listening(address: str, port: int) -> bool:
         address: The address that it listens on; a wildcard is asked by the loopback address.
         port: Its port.
     """
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
     try:
-        socket.create_connection((host, port), timeout=1).close()
+        socket.create_connection((_reached_by(address), port), timeout=_TIMEOUT_S).close()
     except OSError:
         return False
     return True
+
+
+def console_answers(address: str, port: int) -> bool:
+    """Whether a console of this machine serves requests: it and its broker are available.
+
+    Args:
+        address: The address that it listens on; a wildcard is asked by the loopback address.
+        port: Its port.
+    """
+    host = _reached_by(address)
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1/health"
+    try:
+        # Not by a proxy of the environment.
+        with httpx2.Client(trust_env=False, timeout=_TIMEOUT_S) as client:
+            return client.get(url).status_code == HTTPStatus.OK
+    except httpx2.HTTPError:
+        return False
+
+
+def _reached_by(address: str) -> str:
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)

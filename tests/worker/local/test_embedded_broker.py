@@ -4,6 +4,7 @@ import signal
 import stat
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -11,8 +12,13 @@ import pytest
 
 from tasks.state.connection import connect
 from tests.waiting import wait_until
-from worker.errors import BrokerStartError
-from worker.local.embedded_broker import EmbeddedBroker, find_running, find_server
+from worker.errors import BrokerStartError, FleetRunningError
+from worker.local.embedded_broker import (
+    EmbeddedBroker,
+    check_home_is_free,
+    find_running,
+    find_server,
+)
 
 
 def test_a_broker_answers_and_is_found_in_its_home(tmp_path: Path) -> None:
@@ -66,9 +72,24 @@ def test_a_home_too_deep_for_a_socket_works(tmp_path: Path) -> None:
         assert find_running(home) == broker.url
 
 
-def test_a_second_broker_in_the_same_home_is_refused(tmp_path: Path) -> None:
-    with EmbeddedBroker(tmp_path), pytest.raises(BrokerStartError, match="another fleet runs"):
-        EmbeddedBroker(tmp_path).start()
+def test_a_second_broker_in_the_same_home_names_the_first(tmp_path: Path) -> None:
+    address = "http://127.0.0.1:8123"
+    check_home_is_free(tmp_path)
+    with EmbeddedBroker(tmp_path, address):
+        for start in (EmbeddedBroker(tmp_path).start, partial(check_home_is_free, tmp_path)):
+            with pytest.raises(FleetRunningError) as caught:
+                start()
+            for part in (str(tmp_path), address, f"kill {os.getpid()}"):
+                assert part in str(caught.value)
+    check_home_is_free(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": "x"}'])
+def test_a_lock_without_its_holders_name_refuses_too(tmp_path: Path, text: str) -> None:
+    with EmbeddedBroker(tmp_path):
+        (tmp_path / "broker" / "lock").write_text(text)
+        with pytest.raises(FleetRunningError, match="another fleet runs in"):
+            check_home_is_free(tmp_path)
 
 
 def test_a_broker_ends_when_its_parent_is_killed(tmp_path: Path) -> None:

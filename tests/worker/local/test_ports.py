@@ -60,6 +60,7 @@ def test_fleet_is_ready_once_its_parts_listen(address: str) -> None:
                 console.listen()
             return asked[-1]
 
-        Fleet([], None, [], {"console": is_ready}, 1, LogFiles(Path(), 0)).wait_until_ready()
+        logs = LogFiles(Path(), 0)
+        Fleet([], "", None, [], {"console": is_ready}, 1, logs).wait_until_ready()
     assert asked == [False, False, True]
     assert not is_listening(address, port)
