@@ -16,9 +16,11 @@ fi
 
 wanted=$(echo "$extras $PWD" | cat - pyproject.toml deploy/constraints.txt | cksum)
 if [ "$(cat "$venv/installed" 2>/dev/null)" != "$wanted" ]; then
-  echo "installing training-worker[$extras] into $venv (PyTorch is large, so this takes a while)" >&2
+  echo "installing training-worker[$extras] into $venv" >&2
+  case $extras in *train*) echo "  this downloads PyTorch and takes 2 to 10 minutes" >&2 ;; esac
   "$python" -m venv "$venv"
-  "$venv/bin/pip" install --quiet --disable-pip-version-check \
-    --constraint deploy/constraints.txt --editable ".[$extras]"
+  "$python" -P worker/local/pip_progress.py "$venv/install.log" "$venv/bin/python" \
+    install --constraint deploy/constraints.txt --editable ".[$extras]"
   echo "$wanted" > "$venv/installed"
+  echo "installed in $SECONDS s" >&2
 fi

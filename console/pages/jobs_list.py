@@ -10,6 +10,7 @@ from console.errors import ConsoleError
 from console.pages.elements import Choice, Field, Tag, button
 from console.pages.formatting import STAGE_NAMES, TYPE_NAMES, ago, count, span
 from console.pages.layout import Frame
+from console.pages.try_it import TryIt
 from console.services.services import Services
 from console.views import JobPage, JobView
 from tasks.access.api_keys import Scope
@@ -145,6 +146,7 @@ class JobsList:
             Tag("p", "There are no jobs yet.")
             if self._frame.caller.allows(Scope.JOBS_WRITE):
                 Tag("a", "Start the first job", "btn btn-primary", href=self._frame.link("/new"))
+            TryIt(self._frame, self._services)
 
 
 def _filter_of(search: str, status: str | None) -> JobFilter:

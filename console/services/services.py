@@ -12,6 +12,7 @@ from console.errors import UnavailableError
 from console.login import Sessions
 from console.services.captioning import Captioning
 from console.services.dataset_checks import DatasetChecks
+from console.services.demo import Demo
 from console.services.event_hub import EventHub
 from console.services.file_links import FileLinks
 from console.services.fleet import Fleet
@@ -68,6 +69,7 @@ class Services:
     uploads: Uploads
     captioning: Captioning
     image_files: ImageFiles
+    demo: Demo
     fleet: Fleet
     webhooks: JobWebhooks
     open_pages: Share
@@ -149,6 +151,7 @@ def open_services(settings: Settings, broker_url: str) -> Services:
     image_files = ImageFiles(settings, processes, folder / "thumbnails")
     checks = DatasetChecks(settings, processes, image_files)
     uploads = Uploads(UploadStore(folder / "uploads", store, settings), image_files)
+    submissions = Submissions(client, settings, jobs, checks)
     return Services(
         settings=settings,
         client=client,
@@ -160,7 +163,7 @@ def open_services(settings: Settings, broker_url: str) -> Services:
         link_limiter=RateLimiter(shared, "links", settings.api_rate_limit),
         wrong_keys=WrongKeys(shared),
         jobs=jobs,
-        submissions=Submissions(client, settings, jobs, checks),
+        submissions=submissions,
         events=EventHub(broker_url, jobs),
         records=JobRecords(client, shared, store, jobs),
         files=files,
@@ -168,6 +171,7 @@ def open_services(settings: Settings, broker_url: str) -> Services:
         uploads=uploads,
         captioning=Captioning(client, uploads, settings),
         image_files=image_files,
+        demo=Demo(settings.demo_dir, uploads, submissions),
         fleet=Fleet(client, settings, jobs),
         webhooks=JobWebhooks(client, jobs),
         open_pages=Share("pages", _MAX_PAGES),

@@ -256,7 +256,8 @@ class TrainerSettings(SettingsGroup):
 
     invoke_python: Path | None = None
     """The Python of an environment with invoke-training: GPU workers then accept jobs with
-    `engine: invoke-training`. Unset: such jobs wait for a worker that has it."""
+    `engine: invoke-training`. Unset: the one that `training-worker engines install` made in
+    `TRAINING_HOME`; without it, such jobs wait for a worker that has it."""
 
     invoke_patches: str = "all"
     """The bugs of that library that are patched: `all`, `none`, or names to leave out, such as
@@ -359,6 +360,12 @@ class ConsoleSettings(StorageSettings):
     """The folder of uploads that are not complete, of images in open forms, and of thumbnails.
     Several consoles behind a proxy share it, such as by NFS, and the file of API keys too. Unset:
     `console` in `TRAINING_HOME`."""
+
+    demo_dir: Path | None = None
+    """The folder of the demo that the console offers to operators as "Try it": a job of a minute
+    with a tiny model, which `python -P -m worker.local.demo FOLDER` makes. Every worker must reach
+    it. Unset: `up` uses `demo` in `TRAINING_HOME` where its GPUs are emulated or below 40 GB; other
+    consoles offer none."""
 
     api_rate_limit: int = Field(default=600, ge=1)
     """The maximum requests a minute of an API key and of the browsers that logged in with it, in

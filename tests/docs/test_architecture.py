@@ -20,7 +20,8 @@ WITHOUT_FAMILY = {
     "console/pages/site.py": "the form's first type",
     "console/services/fleet.py": "the job behind the recommended presets",
     "tasks/schemas/typescript.py": "the form's types are those of FLUX",
-    "worker/cli/local_runs.py": "the job of the demo",
+    "worker/local/demo.py": "the job of the demo",
+    "worker/local/local_fleet.py": "which of its jobs a fleet's GPUs hold",
 }
 """Modules that name a family and need no change for another one, with the reason."""
 

@@ -9,6 +9,7 @@ from worker.cli import (
     capacity,
     catalog,
     dead_letter,
+    engines,
     fleet,
     jobs,
     keys,
@@ -39,6 +40,7 @@ for group in (
     cli.add_typer(group)
 cli.add_typer(cache.commands, name="cache")
 cli.add_typer(dead_letter.commands, name="dead-letter")
+cli.add_typer(engines.commands, name="engines")
 cli.add_typer(keys.commands, name="keys")
 cli.add_typer(tenants.commands, name="tenants")
 cli.add_typer(unreadable.commands, name="unreadable")

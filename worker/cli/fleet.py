@@ -231,23 +231,6 @@ def gpus(
         stdout.print(gpu_table(found))
 
 
-@commands.command()
-@command
-def engines(settings: "Settings", json: Json = False) -> None:
-    """Show this machine's engines: versions, limits, patches."""
-    from tasks.jobs.invoke import parse_patches
-    from worker.cli.reports.fleet_tables import engine_document, engine_tables
-    from worker.cli.reports.output import print_json, stdout
-    from worker.supervision.engines import find_engines
-
-    found, applied = find_engines(settings), parse_patches(settings.invoke_patches)
-    if json:
-        print_json([engine_document(name, engine, applied) for name, engine in found.items()])
-        return
-    for table in engine_tables(found, applied):
-        stdout.print(table)
-
-
 def _usable_engines(settings: "Settings", gpu: "Gpu") -> "tuple[Engine, ...]":
     """Return the engines that jobs can be trained with on this machine and GPU."""
     import logging
@@ -255,12 +238,13 @@ def _usable_engines(settings: "Settings", gpu: "Gpu") -> "tuple[Engine, ...]":
 
     from routing.queues import DIFFUSERS, INVOKE
     from worker.gpu.inventory import why_untrainable
-    from worker.supervision.engines import find_invoke
+    from worker.supervision.engines import find_invoke, invoke_python
 
-    if settings.invoke_python is None:
+    python = invoke_python(settings)
+    if python is None:
         return (DIFFUSERS,)
-    found = find_invoke(settings.invoke_python)
-    unsupported = why_untrainable(gpu, str(settings.invoke_python)) if found.is_usable else None
+    found = find_invoke(python)
+    unsupported = why_untrainable(gpu, str(python)) if found.is_usable else None
     if unsupported is not None:
         found = replace(found, problems=(f"GPU {gpu.uuid}: {unsupported}",))
     for problem in found.problems:

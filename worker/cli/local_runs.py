@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from routing.classes import MemoryClass
 from tasks.access.api_keys import ensure_console_key
@@ -14,7 +13,6 @@ from tasks.access.key_changes import KeyChanges
 from tasks.access.login_links import LOGIN_LINK_TTL, LoginLinks
 from tasks.errors import JobError
 from tasks.extras import is_installed, not_installed, require
-from tasks.jobs.document import write_document
 from tasks.process.logging_setup import set_up_logging
 from tasks.settings.settings import Settings
 from tasks.state.audit import command_line_actor
@@ -27,7 +25,7 @@ from worker.cli.reports.job_report import show_published
 from worker.cli.reports.job_tables import stage_table
 from worker.cli.reports.output import stdout
 from worker.cli.serve import metrics_address
-from worker.local.demo_images import draw_demo_images
+from worker.local.demo import prepare_demo
 from worker.local.embedded_broker import broker_url, check_home_is_free
 from worker.local.flower import flower_address, flower_credentials, password_file
 from worker.local.local_fleet import PARTS, Fleet, running_fleet
@@ -98,7 +96,8 @@ def run_demo(settings: Settings, home: Path | None) -> None:
         flower_port=settings.flower_port,
         flower_basic_auth=settings.flower_basic_auth,
     )
-    document = _prepare_demo_job(home)
+    stdout.print("preparing a tiny FLUX model and eight images")
+    document = prepare_demo(home)
     fleet = _start_demo_fleet(settings)
     try:
         stdout.print("fleet: an emulated 40 GB worker, a 24 GB one, and a CPU worker")
@@ -135,6 +134,8 @@ def _introduction(settings: Settings, fleet: Fleet) -> str:
         lines.append(_EMULATED)
     lines.append(f"broker: {BrokerUrl.parse(fleet.broker_url).redacted()}")
     lines.append(f"store: {settings.resolved_store_url}")
+    if settings.log_max_bytes:
+        lines.append(f"logs: {settings.logs_dir}")
     if settings.flower_port:
         auth = (
             "TRAINING_FLOWER_BASIC_AUTH"
@@ -161,50 +162,6 @@ def _login_link(settings: Settings, broker_url: str) -> str:
     minutes = LOGIN_LINK_TTL.total_seconds() / 60
     link = f"{settings.console_base_url}/login?once={token}"
     return f"log in: {link} (works once, within {minutes:g} minutes)"
-
-
-def _prepare_demo_job(home: Path) -> dict[str, Any]:
-    """Create the tiny model, the images and the job file, unless they exist."""
-    model, images = home / "tiny-flux", home / "images"
-    if not (model / "model_index.json").exists():
-        stdout.print("creating a tiny FLUX model")
-        command = [sys.executable, "-P", "-m", "worker.trainer.tiny_models", str(model)]
-        made = subprocess.run(command, capture_output=True, text=True, check=False)
-        if made.returncode:
-            raise JobError(f"cannot create the tiny model:\n{made.stderr}")
-    draw_demo_images(images)
-    document = {
-        "name": "demo-lora",
-        "training": {
-            "type": "FLUX_LORA",
-            "seed": 1,
-            "model": str(model),
-            "max_train_steps": 40,
-            "save_every_n_steps": 20,
-            "train_batch_size": 2,
-            "weight_dtype": "bfloat16",
-            "gradient_checkpointing": True,
-            "t5_tokenizer_max_length": 128,
-            "cache_text_encoder_outputs": True,
-            "cache_vae_outputs": True,
-            "data_loader": {
-                "type": "IMAGE_CAPTION_FLUX_DATA_LOADER",
-                "resolution": 128,
-                "aspect_ratio_buckets": {
-                    "target_resolution": 128,
-                    "start_dim": 96,
-                    "end_dim": 192,
-                    "divisible_by": 32,
-                },
-                "dataset": {
-                    "type": "IMAGE_CAPTION_DIR_DATASET",
-                    "dataset_dir": str(images),
-                },
-            },
-        },
-    }
-    (home / "job.yaml").write_text(write_document(document), "utf-8")
-    return document
 
 
 def _start_demo_fleet(settings: Settings) -> "subprocess.Popen[bytes]":

@@ -17,11 +17,14 @@ from types import FrameType
 
 from pydantic import SecretStr
 
+from routing.classes import MemoryClass
 from tasks.data.read_policy import ANYWHERE
+from tasks.extras import is_installed
 from tasks.process.signals import drain_on_hangup
 from tasks.settings.settings import Settings
 from worker.errors import FleetStartError
 from worker.gpu.inventory import Gpu, find_gpus
+from worker.local.demo import Family
 from worker.local.embedded_broker import EmbeddedBroker
 from worker.local.log_files import LogFiles
 from worker.local.ports import console_answers, is_listening
@@ -89,6 +92,30 @@ class _Child:
 
 
 @dataclass
+class _DemoMaker:
+    """The process that prepares the demo once; the console reports its outcome."""
+
+    folder: Path
+    family: Family
+    logs: LogFiles
+    process: "subprocess.Popen[bytes] | None" = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-P", "-m", "worker.local.demo", str(self.folder)]
+        self.process = spawn(
+            [*command, "--family", self.family],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        assert self.process.stderr is not None
+        self.logs.copy("demo", self.process.stderr)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            kill_group(self.process)
+
+
+@dataclass
 class Fleet:
     """The fleet of ``up``.
 
@@ -104,6 +131,7 @@ class Fleet:
     _is_ready: dict[str, Callable[[], bool]]
     _stop_within_s: float
     _logs: LogFiles
+    _demo: _DemoMaker | None = None
     _is_stopping: bool = field(default=False)
 
     def wait_until_ready(self) -> None:
@@ -121,7 +149,9 @@ class Fleet:
             self._supervise()
 
     def run(self) -> None:
-        """Supervise the fleet until it is requested to stop."""
+        """Prepare the demo in the background, and supervise the fleet until it shall stop."""
+        if self._demo is not None:
+            self._demo.start()
         while not self._is_stopping:
             self._supervise()
 
@@ -131,6 +161,8 @@ class Fleet:
 
     def stop(self) -> None:
         """Terminate every child, wait for the trainers' checkpoints, then kill the children."""
+        if self._demo is not None:
+            self._demo.stop()
         running = [child.process for child in self._children if child.process is not None]
         for process in running:
             if process.poll() is None:
@@ -169,6 +201,7 @@ def running_fleet(settings: Settings) -> Iterator[Fleet]:
     if not gpus:
         settings = settings.model_copy(update={"gpus": _EMULATED_GPUS})
         gpus = find_gpus(settings.gpus, settings.cuda_visible_devices)
+    usable = [gpu for gpu in gpus if gpu.memory_class is not None]
     with ExitStack() as stack:
         broker = None
         if settings.broker_url is None:
@@ -178,8 +211,11 @@ def running_fleet(settings: Settings) -> Iterator[Fleet]:
             settings = settings.model_copy(
                 update={"broker_url": SecretStr(broker.url), "data_roots": roots}
             )
+            # All workers are on this machine, so that they reach the folder.
+            if settings.demo_dir is None and _has_no_real_work(usable):
+                folder = settings.home_dir / "demo"
+                settings = settings.model_copy(update={"demo_dir": folder})
         ready = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="training-worker-")))
-        usable = [gpu for gpu in gpus if gpu.memory_class is not None]
         logs = LogFiles(settings.logs_dir, settings.log_max_bytes)
         logs.add_own("up")
         fleet = _make_fleet(settings, broker, usable, ready, logs)
@@ -218,7 +254,23 @@ def _make_fleet(
     ]
     stop_within_s = settings.shutdown_timeout.total_seconds() + _STOP_MARGIN_S
     url = env["TRAINING_BROKER_URL"]
-    return Fleet(gpus, url, broker, children, is_ready, stop_within_s, logs)
+    demo = _demo_maker(settings, gpus, logs)
+    return Fleet(gpus, url, broker, children, is_ready, stop_within_s, logs, demo)
+
+
+def _demo_maker(settings: Settings, gpus: list[Gpu], logs: LogFiles) -> _DemoMaker | None:
+    if not settings.console_port or settings.demo_dir is None or not is_installed("torch"):
+        return None
+    has_40gb = any(gpu.memory_class and gpu.memory_class >= MemoryClass.GB40 for gpu in gpus)
+    return _DemoMaker(settings.demo_dir, "flux" if has_40gb else "sdxl", logs)
+
+
+def _has_no_real_work(gpus: list[Gpu]) -> bool:
+    """Return whether real base models train nowhere here, or slowly: the demo is the first job."""
+    return all(
+        gpu.emulated or (gpu.memory_class is not None and gpu.memory_class < MemoryClass.GB40)
+        for gpu in gpus
+    )
 
 
 def _console_of(settings: Settings) -> str:
@@ -234,4 +286,6 @@ def _child_environment(settings: Settings) -> dict[str, str]:
         env["TRAINING_GPUS"] = settings.gpus
     if settings.data_roots is not None:
         env["TRAINING_DATA_ROOTS"] = settings.data_roots
+    if settings.demo_dir is not None:
+        env["TRAINING_DEMO_DIR"] = str(settings.demo_dir)
     return env

@@ -39,7 +39,7 @@ from worker.local.embedded_broker import broker_url
 from worker.local.flower import flower_address
 from worker.maintenance.reconciler import scan_messages
 from worker.message_guard import unreadable_messages
-from worker.supervision.engines import find_invoke
+from worker.supervision.engines import find_invoke, invoke_python
 from worker.supervision.trainer_pool import ignored_variables
 
 Level = Literal["ok", "warning", "error"]
@@ -236,7 +236,7 @@ def _check_workers(client: Redis, settings: Settings) -> Iterator[Finding]:
             on_cpu = queue in (CPU_QUEUE, SUBMIT_QUEUE)
             remedy = "start a CPU worker" if on_cpu else "start a worker of that class"
             if engine_of(queue) == INVOKE:
-                remedy += " with TRAINING_INVOKE_PYTHON set"
+                remedy += " with this engine: training-worker engines install"
             jobs = f"{waiting} waiting {'job' if waiting == 1 else 'jobs'}"
             yield Finding("error", queue, f"{jobs}, and no live worker serves the queue", remedy)
 
@@ -380,11 +380,12 @@ def _check_packages(settings: Settings) -> Iterator[Finding]:
         yield Finding("warning", "trainer", "PyTorch is not installed", remedy)
     else:
         yield Finding("ok", "trainer", "PyTorch is installed")
-    if settings.invoke_python is None:
-        remedy = "only jobs of this engine need it; see docs/guides/invoke-training.md"
+    python = invoke_python(settings)
+    if python is None:
+        remedy = "only jobs of this engine need it: training-worker engines install"
         yield Finding("ok", f"engine {INVOKE}", "not installed", remedy)
         return
-    invoke = find_invoke(settings.invoke_python)
+    invoke = find_invoke(python)
     if invoke.is_usable:
         yield Finding("ok", f"engine {INVOKE}", f"version {invoke.versions[INVOKE]}")
     for problem in invoke.problems:

@@ -23,8 +23,8 @@ from worker.supervision.trainer_process import Limits
 
 logger = logging.getLogger(__name__)
 
-# Enough to start an interpreter from a cold network disk.
-_DESCRIBE_TIMEOUT_S = 60.0
+# Enough to import the library, with PyTorch, from a cold network disk.
+_DESCRIBE_TIMEOUT_S = 300.0
 _INVOKE_MODULE = "worker.trainer.invoke"
 _INVOKE_GUIDE = "see docs/guides/invoke-training.md"
 _DIFFUSERS_PACKAGES = ("torch", "diffusers", "transformers")
@@ -62,15 +62,41 @@ def find_diffusers() -> Installed:
     return Installed(versions, tuple(problems), remedy)
 
 
+def engine_folder(home: Path) -> Path:
+    """Return where ``engines install`` makes the environment of ``invoke-training``."""
+    return home / "engines" / INVOKE
+
+
+def engine_python(home: Path) -> Path:
+    """Return the interpreter in ``engine_folder``."""
+    return engine_folder(home) / "bin" / "python"
+
+
+def engine_marker(home: Path) -> Path:
+    """Return the file in ``engine_folder`` that exists while the installation is complete."""
+    return engine_folder(home) / "installed"
+
+
+def invoke_python(settings: Settings) -> Path | None:
+    """Return the interpreter of engine ``invoke-training``; None without one.
+
+    It is the one that ``TRAINING_INVOKE_PYTHON`` names, else what ``engines install`` completed.
+    """
+    if settings.invoke_python is not None:
+        return settings.invoke_python
+    is_installed = engine_marker(settings.home_dir).exists()
+    return engine_python(settings.home_dir) if is_installed else None
+
+
 def find_invoke(python: Path | None) -> Installed:
-    """Return the installation of engine ``invoke-training``.
+    """Return the installation of engine ``invoke-training``; imports the library once.
 
     Args:
-        python: The interpreter that ``TRAINING_INVOKE_PYTHON`` names.
+        python: The interpreter that ``invoke_python`` returns.
     """
     if python is None:
-        problem = "TRAINING_INVOKE_PYTHON is not set"
-        return Installed(problems=(problem,), remedy=f"to use this engine, {_INVOKE_GUIDE}")
+        remedy = f"to use this engine, run 'training-worker engines install'; {_INVOKE_GUIDE}"
+        return Installed(problems=("it is not installed",), remedy=remedy)
     try:
         query = subprocess.run(
             [str(python), "-P", "-m", f"{_INVOKE_MODULE}.describe"],
@@ -92,12 +118,12 @@ def find_invoke(python: Path | None) -> Installed:
 
 def find_engines(settings: Settings) -> dict[Engine, Installed]:
     """Return the installation of each engine."""
-    return {DIFFUSERS: find_diffusers(), INVOKE: find_invoke(settings.invoke_python)}
+    return {DIFFUSERS: find_diffusers(), INVOKE: find_invoke(invoke_python(settings))}
 
 
 def invoke_command(settings: Settings) -> tuple[str, ...]:
     """Return the command of the trainer of engine ``invoke-training``."""
-    return (str(settings.invoke_python), "-P", "-m", _INVOKE_MODULE)
+    return (str(invoke_python(settings)), "-P", "-m", _INVOKE_MODULE)
 
 
 def invoke_environment(env: dict[str, str]) -> dict[str, str]:

@@ -15,6 +15,7 @@ from console.pages.form.preview_panel import PreviewPanel
 from console.pages.form.working_copy import archive_of
 from console.pages.formatting import TYPE_NAMES
 from console.pages.layout import Frame
+from console.pages.try_it import TryIt
 from console.services.services import Services
 from console.views import PresetView, Preview
 from tasks.access.api_keys import Scope
@@ -81,6 +82,7 @@ class NewJob:
         with Tag("div", classes="page-head"), Tag("div", classes="page-head-title"):
             Tag("h1", "New job")
             Tag("p", "Upload images and train a model. All options have good defaults.", "muted")
+        TryIt(self._frame, self._services)
         with Tag("div", classes="columns"):
             with Tag("div", classes="stack"):
                 self._add_type_and_model()

@@ -9,8 +9,10 @@ from tasks.access.api_keys import ApiKeys, digest_of, ensure_console_key
 from tasks.access.login_links import LoginLinks
 from tasks.settings.settings import Settings
 from worker.cli import local_runs
+from worker.cli.reports.output import stdout
 from worker.gpu.inventory import declared_gpus
 from worker.local.local_fleet import Fleet
+from worker.local.log_files import LogFiles
 
 
 @pytest.fixture
@@ -21,18 +23,20 @@ def settings(tmp_path: Path, broker_url: str) -> Settings:
 
 
 def introduction(settings: Settings, url: str) -> str:
-    fleet = Fleet(declared_gpus("40gb"), url, None, [], {}, 1)
+    logs = LogFiles(settings.logs_dir, 0)
+    fleet = Fleet(declared_gpus("40gb"), url, None, [], {}, 1, logs)
     return local_runs._introduction(settings, fleet)
 
 
 def test_up_prints_how_to_go_on(
     settings: Settings, broker_url: str, monkeypatch: pytest.MonkeyPatch, redis_client: Redis
 ) -> None:
-    monkeypatch.setattr(local_runs.stdout, "_force_terminal", True)
+    monkeypatch.setattr(stdout, "_force_terminal", True)
     text = introduction(settings, broker_url)
     lines = dict(line.split(": ", 1) for line in text.splitlines())
     assert lines["broker"].startswith("redis")
     assert "emulated GPU computes on the CPU" in lines["note"]
+    assert lines["logs"] == str(settings.home_dir / "logs")
     assert str(settings.console_key_file) in lines["console"]
     key = settings.console_key_file.read_text("utf-8").strip()
     assert key not in text

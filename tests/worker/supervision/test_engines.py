@@ -11,15 +11,20 @@ from routing.queues import DIFFUSERS, INVOKE, Engine
 from tasks.errors import ErrorCode, TrainerError
 from tasks.events import Event, TrainDone
 from tasks.jobs.invoke import PATCHES
+from tasks.settings.settings import Settings
 from tasks.stages.trainer_protocol import TrainerRequest
 from tests.worker.cli.test_cli import run
 from tests.worker.trainer.runs_options import flux_request
 from worker.supervision.engines import (
     EngineTrainers,
+    engine_marker,
+    engine_python,
     find_diffusers,
     find_invoke,
     invoke_environment,
+    invoke_python,
 )
+from worker.trainer.invoke import describe
 
 
 def interpreter(tmp_path: Path, says: str, code: int = 0) -> Path:
@@ -37,7 +42,8 @@ def test_engine_diffusers_is_installed() -> None:
 
 def test_an_absent_interpreter_is_reported_with_the_guide() -> None:
     unset = find_invoke(None)
-    assert unset.problems == ("TRAINING_INVOKE_PYTHON is not set",)
+    assert unset.problems == ("it is not installed",)
+    assert "training-worker engines install" in unset.remedy
     assert "docs/guides/invoke-training.md" in unset.remedy
     absent = find_invoke(Path("/nowhere/python"))
     assert not absent.is_usable
@@ -49,6 +55,34 @@ def test_an_interpreter_without_the_library_is_reported() -> None:
     assert not found.is_usable
     assert f"{sys.executable}: invoke-training is not installed" in found.problems
     assert any("the library needs 4" in problem for problem in found.problems)
+
+
+def test_only_a_complete_installation_is_found(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    engine_python(tmp_path).parent.mkdir(parents=True)
+    engine_python(tmp_path).touch()
+    assert invoke_python(settings) is None
+    engine_marker(tmp_path).touch()
+    assert invoke_python(settings) == engine_python(tmp_path)
+    own = settings.model_copy(update={"invoke_python": Path("/opt/python")})
+    assert invoke_python(own) == Path("/opt/python")
+
+
+def test_a_library_that_cannot_be_imported_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = tmp_path / "invoke_training"
+    package.mkdir()
+    (package / "__init__.py").write_text("print('loading')\nraise RuntimeError('no nms\\nhere')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(describe, "NEEDED", ())
+    assert describe.describe() == {
+        "versions": {},
+        "errors": [
+            "importing invoke_training.config.pipeline_config fails: RuntimeError: no nms here",
+        ],
+    }
+    assert capsys.readouterr().out == ""
 
 
 def test_an_interpreter_that_answers_is_usable(tmp_path: Path) -> None:
@@ -112,7 +146,7 @@ def test_engines_are_listed_with_their_options(tmp_path: Path) -> None:
     assert all(it["applied"] for it in library["patches"])
     assert "weight_dtype" in {it["option"] for it in library["unsupported"]}
     shown = run("engines", home=tmp_path, COLUMNS="200", TRAINING_INVOKE_PATCHES="none").stdout
-    assert "TRAINING_INVOKE_PYTHON is not set" in " ".join(shown.split())
+    assert "engines install" in " ".join(shown.split())
 
 
 @pytest.mark.parametrize("code", [ErrorCode.GPU_FAILED, ErrorCode.TRAINER_FAILED])

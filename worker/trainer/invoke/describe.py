@@ -1,8 +1,11 @@
 """Reports what an interpreter has of the engine: ``python -P -m worker.trainer.invoke.describe``.
 
-It needs the standard library only, so that it answers in interpreters that lack everything else.
+It needs the standard library only, so that it answers in interpreters that lack everything else. If
+nothing is missing it imports the library: versions that do not work together fail only there.
 """
 
+import contextlib
+import importlib
 import json
 import sys
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
@@ -13,6 +16,9 @@ COMPUTING = ("torch", "torchvision", "diffusers", "transformers", "peft", "accel
 NEEDED = (LIBRARY, *COMPUTING, "safetensors", "prodigyopt", "pydantic", "obstore", "tensorboardX")
 # With version 5, textual inversion fails, and the keys of text-encoder LoRAs change silently.
 _TRANSFORMERS = "4"
+# With the loops of all training types, and through them everything that a job imports.
+_IMPORTED = ("invoke_training.config.pipeline_config", "invoke_training.pipelines.invoke_train")
+_MAX_CAUSE = 300
 
 
 def describe() -> dict[str, object]:
@@ -27,7 +33,20 @@ def describe() -> dict[str, object]:
     transformers = versions.get("transformers", _TRANSFORMERS)
     if transformers.partition(".")[0] != _TRANSFORMERS:
         problems.append(f"transformers is {transformers}; the library needs {_TRANSFORMERS}")
-    return {"versions": versions, "errors": problems}
+    return {"versions": versions, "errors": problems or _import_problems()}
+
+
+def _import_problems() -> list[str]:
+    """Return why the modules that this engine uses cannot be imported."""
+    try:
+        # What they print is no part of the answer.
+        with contextlib.redirect_stdout(sys.stderr):
+            for name in _IMPORTED:
+                importlib.import_module(name)
+    except Exception as error:  # noqa: BLE001 - whatever a library raises, it is unusable
+        cause = " ".join(str(error).split())[:_MAX_CAUSE]
+        return [f"importing {name} fails: {type(error).__name__}: {cause}"]
+    return []
 
 
 def _version(found: Distribution) -> str:

@@ -1,0 +1,85 @@
+"""The demo that the console offers: "Try it" submits a job with a tiny model and eight images."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from console.errors import ConflictError
+from console.services.submissions import Submissions
+from console.services.threads import in_thread
+from console.services.uploads import Uploads
+from tasks.access.api_keys import Caller, Scope
+from tasks.jobs.document import read_document
+from tasks.settings.demo_folder import DemoFolder
+
+_ARCHIVE_NAME = "demo-images.zip"
+
+
+@dataclass(frozen=True)
+class DemoState:
+    """Whether the demo can be started.
+
+    Attributes:
+        is_ready: Its model and images exist.
+        problem: Why they cannot be prepared; empty if they can.
+    """
+
+    is_ready: bool
+    problem: str = ""
+
+
+class Demo:
+    """The demo in the folder of ``TRAINING_DEMO_DIR``; see ``worker/local/demo.py``.
+
+    Its images become an upload of the caller, as if chosen in the form, so that "Run again" shows
+    them.
+
+    Args:
+        path: The folder; None offers no demo.
+        uploads: The uploads.
+        submissions: Submits the job.
+    """
+
+    def __init__(self, path: Path | None, uploads: Uploads, submissions: Submissions) -> None:
+        self._folder = None if path is None else DemoFolder(path.expanduser().absolute())
+        self._uploads, self._submissions = uploads, submissions
+
+    def is_offered_to(self, caller: Caller) -> bool:
+        """Return whether a caller may start it: its model is a path, which tenants may not name."""
+        scopes = (Scope.JOBS_WRITE, Scope.UPLOADS)
+        return self._folder is not None and caller.is_operator and all(map(caller.allows, scopes))
+
+    @in_thread
+    def state(self) -> DemoState:
+        """Return whether the demo can be started."""
+        folder = self._folder
+        if folder is None or folder.job.exists():
+            return DemoState(folder is not None)
+        try:
+            return DemoState(False, folder.problem.read_text("utf-8", "replace").strip())
+        except FileNotFoundError:
+            return DemoState(False)
+
+    async def start(self, caller: Caller) -> str:
+        """Submit the demo's job and return its id.
+
+        Raises:
+            ConflictError: The caller may not start it, or it is not prepared yet.
+            InvalidJobError: The job cannot run.
+            InsufficientStorageError: The images do not fit.
+        """
+        if self._folder is None or not self.is_offered_to(caller):
+            raise ConflictError("this console offers no demo to this key")
+        document = await in_thread(_read)(self._folder.job)
+        upload = await self._uploads.put(caller, _ARCHIVE_NAME, self._folder.archive)
+        dataset = {"type": "ARCHIVE", "archive": f"upload:{upload.id}"}
+        document["training"]["data_loader"]["dataset"] = dataset
+        return (await self._submissions.submit(caller, document)).id
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = read_document(path.read_bytes()).values
+    except FileNotFoundError as error:
+        raise ConflictError("the demo is not prepared yet; wait a few seconds") from error
+    return document

@@ -1,0 +1,127 @@
+"""The demo: a tiny base model, eight drawn images and a job, made once in a folder.
+
+    python -P -m worker.local.demo FOLDER [--family sdxl]
+
+``training-worker demo`` runs the job on a fleet of its own. The console of ``up`` offers it as "Try
+it" (``console/services/demo.py``), from the folder that ``TRAINING_DEMO_DIR`` names. The folder is
+complete once it has the job file.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any, Literal
+
+from tasks.errors import JobError
+from tasks.jobs.document import write_document
+from tasks.settings.demo_folder import DemoFolder
+from worker.local.demo_images import draw_demo_images
+
+Family = Literal["flux", "sdxl"]
+"""The tiny model that the demo trains: FLUX needs a GPU of class 40gb, also an emulated one."""
+
+_BUCKETS = {"target_resolution": 128, "start_dim": 96, "end_dim": 192, "divisible_by": 32}
+_OPTIONS: dict[str, Any] = {
+    "seed": 1,
+    "max_train_steps": 40,
+    "save_every_n_steps": 20,
+    "train_batch_size": 2,
+    "weight_dtype": "bfloat16",
+    "gradient_checkpointing": True,
+    "cache_text_encoder_outputs": True,
+    "cache_vae_outputs": True,
+}
+_OPTIONS_OF_FAMILY: dict[Family, dict[str, Any]] = {
+    "flux": {"type": "FLUX_LORA", "t5_tokenizer_max_length": 128},
+    "sdxl": {"type": "SDXL_LORA", "train_text_encoder": False},
+}
+_LOADERS = {"flux": "IMAGE_CAPTION_FLUX_DATA_LOADER", "sdxl": "IMAGE_CAPTION_SD_DATA_LOADER"}
+
+
+def prepare_demo(path: Path, family: Family = "flux") -> dict[str, Any]:
+    """Make what is missing in the demo's folder, and return its job.
+
+    Raises:
+        JobError: The model cannot be made.
+        OSError: The folder cannot be written.
+    """
+    folder = DemoFolder(path)
+    path.mkdir(parents=True, exist_ok=True)
+    folder.problem.unlink(missing_ok=True)
+    model = path / f"tiny-{family}"
+    _make_model(model, family)
+    draw_demo_images(folder.images)
+    _pack(folder)
+    document = _document(model, folder.images, family)
+    _write(folder.job, write_document(document))
+    return document
+
+
+def _make_model(model: Path, family: Family) -> None:
+    if (model / "model_index.json").exists():
+        return
+    # It may be made twice at a time: by 'up', and by 'demo' in the same home.
+    part = model.with_name(f"{model.name}.{os.getpid()}.part")
+    module = ["-m", "worker.trainer.tiny_models", str(part), "--family", family]
+    made = subprocess.run([sys.executable, "-P", *module], capture_output=True, text=True)
+    if made.returncode:
+        raise JobError(f"cannot create the tiny model:\n{made.stderr}")
+    try:
+        part.rename(model)
+    except OSError:
+        shutil.rmtree(part)
+        if not (model / "model_index.json").exists():
+            raise
+
+
+def _pack(folder: DemoFolder) -> None:
+    part = folder.archive.with_name(f"{folder.archive.name}.{os.getpid()}.part")
+    with zipfile.ZipFile(part, "w") as archive:
+        for path in sorted(folder.images.iterdir()):
+            archive.write(path, path.name)
+    part.replace(folder.archive)
+
+
+def _document(model: Path, images: Path, family: Family) -> dict[str, Any]:
+    loader: dict[str, Any] = {
+        "type": _LOADERS[family],
+        "resolution": 128,
+        "aspect_ratio_buckets": _BUCKETS,
+        "dataset": {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(images)},
+    }
+    options = {**_OPTIONS_OF_FAMILY[family], "model": str(model), **_OPTIONS}
+    return {"name": "demo-lora", "training": {**options, "data_loader": loader}}
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(text, "utf-8")
+    part.replace(path)
+
+
+def main() -> int:
+    """Prepare the demo; leave the reason in its folder if that is not possible.
+
+    Returns:
+        The exit code.
+    """
+    parser = argparse.ArgumentParser(description="Prepare the demo.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--family", choices=tuple(_LOADERS), default="flux")
+    arguments = parser.parse_args()
+    try:
+        prepare_demo(arguments.folder, arguments.family)
+    except (JobError, OSError) as error:
+        sys.stderr.write(f"cannot prepare the demo: {error}\n")
+        arguments.folder.mkdir(parents=True, exist_ok=True)
+        _write(DemoFolder(arguments.folder).problem, str(error))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

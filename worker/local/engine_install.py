@@ -1,0 +1,118 @@
+"""Installation of engine ``invoke-training``: its own interpreter in ``TRAINING_HOME/engines``.
+
+The library's pins exclude ours. Its environment is made in place and becomes visible to workers
+once it is complete and the library can be imported: until then, it lacks the file ``installed``. An
+interrupted installation resumes, since pip keeps what is installed.
+"""
+
+import hashlib
+import shutil
+import sys
+import tempfile
+import venv
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import worker
+from tasks.errors import ErrorCode, JobError, UsageError
+from worker.local.pip_progress import run_pip
+from worker.supervision.engines import engine_folder, engine_marker, engine_python, find_invoke
+
+LIBRARY = "https://github.com/invoke-ai/invoke-training"
+COMMIT = "99c673d0e453e1b5cfb2ed38959572867ed3ed22"
+"""The version that the patches are for."""
+_PINS = Path(worker.__file__).parents[1] / "deploy" / "invoke-training.txt"
+# Of a checkout, which may be read-only, whatever the library's package does not need.
+_NOT_COPIED = shutil.ignore_patterns(".git", ".venv", "venv", "build", "output", "__pycache__")
+_ADDRESSES = ("https://", "http://", "ssh://", "file://", "git@")
+
+
+class EngineInstallError(JobError):
+    """The engine cannot be installed."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem, ErrorCode.INTERNAL)
+
+
+def install_invoke(home: Path, source: str, report: Callable[[str], None]) -> Path:
+    """Install the engine, unless it is, and return its interpreter.
+
+    Args:
+        home: ``TRAINING_HOME``.
+        source: A checkout of the library, or the address of its git repository; ``@`` and a
+            revision may follow an address.
+        report: Called with what happens next.
+
+    Raises:
+        UsageError: The source is neither, or this is no checkout of this project.
+        EngineInstallError: pip fails, or the library cannot be imported.
+    """
+    if not _PINS.is_file():
+        raise UsageError(f"{_PINS} is missing: run this in a checkout of training-worker")
+    folder, python, marker = engine_folder(home), engine_python(home), engine_marker(home)
+    requirement = _requirement(source)
+    wanted = hashlib.sha256(f"{requirement} {_PINS.read_text('utf-8')}".encode()).hexdigest()
+    is_checkout = requirement.startswith("/")  # which may have changed
+    if not is_checkout and marker.exists() and marker.read_text("utf-8") == wanted:
+        report(f"is installed already: {folder}")
+        return python
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        marker.unlink(missing_ok=True)
+        report(f"creating an environment in {folder}")
+        venv.create(folder, with_pip=True)
+        report("installing PyTorch and the libraries, about 2 GB")
+        _pip(folder, "install", "--requirement", str(_PINS))
+        report(f"installing the library from {source}")
+        _install_library(folder, requirement)
+        report("importing it once")
+        found = find_invoke(python)
+        if found.problems:
+            raise EngineInstallError("\n".join(found.problems))
+        marker.write_text(wanted, "utf-8")
+    except OSError as error:
+        raise EngineInstallError(f"cannot write {folder}: {error}") from error
+    return python
+
+
+def _requirement(source: str) -> str:
+    """Return what pip installs: the absolute path of a checkout, or a requirement of a revision.
+
+    Raises:
+        UsageError: The source is neither.
+    """
+    path = Path(source).expanduser().absolute()
+    if (path / "pyproject.toml").is_file():
+        return str(path)
+    if (path / "objects").is_dir():  # a bare repository
+        return f"git+{path.as_uri()}@{COMMIT}"
+    if not source.startswith(_ADDRESSES):
+        raise UsageError(
+            f"--from {source}: is neither a checkout of invoke-training, which has a "
+            f"pyproject.toml, nor an address such as {LIBRARY}"
+        )
+    address = source.replace("git@", "ssh://git@", 1).replace(":", "/", 2) if (
+        source.startswith("git@")
+    ) else source  # fmt: skip
+    has_revision = "@" in address.rpartition("/")[2]
+    return f"git+{address}" if has_revision else f"git+{address}@{COMMIT}"
+
+
+def _install_library(folder: Path, requirement: str) -> None:
+    options = ("install", "--no-deps", "--force-reinstall")
+    with ExitStack() as stack:
+        if requirement.startswith("/"):
+            # The build writes beside the sources.
+            copy = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "invoke-training"
+            shutil.copytree(requirement, copy, ignore=_NOT_COPIED)
+            requirement = str(copy)
+        _pip(folder, *options, requirement)
+
+
+def _pip(folder: Path, *arguments: str) -> None:
+    log = folder / "install.log"
+    if code := run_pip(folder / "bin" / "python", arguments, log, sys.stderr):
+        raise EngineInstallError(
+            f"pip ended with {code}; its output is in {log}. The same command resumes"
+        )
