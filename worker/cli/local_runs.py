@@ -96,7 +96,7 @@ def run_demo(settings: Settings, home: Path | None) -> None:
         flower_port=settings.flower_port,
         flower_basic_auth=settings.flower_basic_auth,
     )
-    stdout.print("preparing a tiny FLUX model and eight images")
+    stdout.print("preparing a tiny model and eight images")
     document = prepare_demo(home)
     fleet = _start_demo_fleet(settings)
     try:
