@@ -52,7 +52,8 @@ def prepare(context: StageContext) -> StageResult:
         artifacts = artifacts.updated(JobArtifacts(cache_queue=CPU_QUEUE))
     counts = ", ".join(f"{count} x {size}" for size, count in sorted(report.buckets.items()))
     images = len(dataset.samples)
-    return StageResult(f"{images} images: {counts}", artifacts, work=WorkDone(images))
+    noun = "image" if images == 1 else "images"
+    return StageResult(f"{images} {noun}: {counts}", artifacts, work=WorkDone(images))
 
 
 def check(

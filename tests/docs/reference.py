@@ -5,7 +5,6 @@ Kubernetes from those of Prometheus.
 """
 
 import inspect
-import re
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -67,6 +66,9 @@ REMEDIES = {
 """What to do about each error."""
 
 
+_COMMON_OPTIONS = ("help", "verbose", "quiet")
+
+
 def settings() -> str:
     """Every setting by group, with its default and meaning."""
     lines: list[str] = []
@@ -94,6 +96,8 @@ def commands() -> str:
         "# Commands",
         "",
         "Commands that print take `--json`. `training-worker --version` prints the version.",
+        "Every command takes `-h` for help, `-v` to log details and the traceback of an error, and",
+        "`-q` to log warnings and errors only.",
         "",
         NOTICE,
         "",
@@ -107,7 +111,7 @@ def commands() -> str:
     for path, command in listed:
         lines += ["", f"## {path}", "", f"    {_usage(path, command)}"]
         lines += ["", inspect.cleandoc(command.help or "")]
-        rows = [_option(it) for it in command.params if it.name != "help"]
+        rows = [_option(it) for it in command.params if it.name not in _COMMON_OPTIONS]
         if rows:
             lines += [
                 "",
@@ -115,6 +119,8 @@ def commands() -> str:
                 "| --- | --- | --- |",
                 *rows,
             ]
+        examples = [line for line in command.epilog.splitlines() if line.startswith("  ")]
+        lines += ["", *(f"  {line}" for line in examples)]
     lines += ["", "## Exit codes", "", "| exit code | error | meaning |", "| --- | --- | --- |"]
     lines.append("| 0 | | The command succeeded, or the reader of its output closed the pipe. |")
     for code in sorted(ErrorCode, key=EXIT_CODES.__getitem__):
@@ -232,8 +238,7 @@ def all_commands(command: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def _usage(path: str, command: Any) -> str:
     pieces = command.collect_usage_pieces(command.context_class(command))
-    words = re.sub(r"\{([^{}]+)\}", r"\1", " ".join(pieces))
-    return f"training-worker {path} {words}"
+    return f"training-worker {path} {' '.join(pieces)}"
 
 
 def _option(parameter: Any) -> str:

@@ -20,6 +20,7 @@ WITHOUT_FAMILY = {
     "console/pages/site.py": "the form's first type",
     "console/services/fleet.py": "the job behind the recommended presets",
     "tasks/schemas/typescript.py": "the form's types are those of FLUX",
+    "worker/cli/catalog.py": "examples in help",
     "worker/cli/local_runs.py": "what the demo shows",
     "worker/local/demo.py": "the job of the demo",
     "worker/local/local_fleet.py": "which of its jobs a fleet's GPUs hold",

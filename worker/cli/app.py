@@ -8,6 +8,8 @@ from worker.cli import (
     cache,
     capacity,
     catalog,
+    completion,
+    config,
     dead_letter,
     engines,
     fleet,
@@ -19,9 +21,20 @@ from worker.cli import (
     unreadable,
     webhooks,
 )
+from worker.cli.help import ACCESS, FLEET, MAINTENANCE, PROGRAM, Group
+
+EPILOG = """Examples:
+  training-worker up
+  training-worker submit job.yaml --watch
+  training-worker COMMAND --help
+
+Docs: docs/index.md, docs/reference/commands.md"""
 
 cli = typer.Typer(
     name="training-worker",
+    cls=Group,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Fine-tune image models on a fleet of GPUs.",
     no_args_is_help=True,
     add_completion=False,
@@ -36,15 +49,21 @@ for group in (
     catalog.commands,
     results.commands,
     serve.commands,
+    completion.commands,
 ):
     cli.add_typer(group)
-cli.add_typer(cache.commands, name="cache")
-cli.add_typer(dead_letter.commands, name="dead-letter")
-cli.add_typer(engines.commands, name="engines")
-cli.add_typer(keys.commands, name="keys")
-cli.add_typer(tenants.commands, name="tenants")
-cli.add_typer(unreadable.commands, name="unreadable")
-cli.add_typer(webhooks.commands, name="webhooks")
+for name, purpose, named_group in (
+    ("keys", ACCESS, keys.commands),
+    ("tenants", ACCESS, tenants.commands),
+    ("webhooks", ACCESS, webhooks.commands),
+    ("cache", MAINTENANCE, cache.commands),
+    ("dead-letter", MAINTENANCE, dead_letter.commands),
+    ("unreadable", MAINTENANCE, unreadable.commands),
+    ("engines", FLEET, engines.commands),
+    ("config", PROGRAM, config.commands),
+):
+    cli.add_typer(named_group, name=name, rich_help_panel=purpose)
+completion.enable()
 
 
 def _print_version(value: bool) -> None:

@@ -5,31 +5,40 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from worker.cli.command import Json, command, finite
+from worker.cli.help import Group, about
 
 if TYPE_CHECKING:
     from tasks.cache.index import PackIndex
     from tasks.settings.settings import Settings
     from tasks.store import Store
 
-commands = typer.Typer(help="Manage the fleet's cache of encoder outputs.", no_args_is_help=True)
+commands = typer.Typer(
+    cls=Group, help="Manage the fleet's cache of encoder outputs.", no_args_is_help=True
+)
 
 
-@commands.command("list")
+@commands.command("list", **about("cache list", docs="guides/failures.md"))
 @command
 def list_packs(settings: "Settings", json: Json = False) -> None:
     """Show the cache by kind of entry: packs, size, last use."""
     from worker.cli.reports.fleet_tables import cache_document, cache_table
-    from worker.cli.reports.output import print_json, stdout
+    from worker.cli.reports.output import print_json, print_table
 
     index, _ = _open(settings)
     packs = index.packs()
     if json:
         print_json(cache_document(packs))
     else:
-        stdout.print(cache_table(packs))
+        print_table(cache_table(packs), "the cache is empty")
 
 
-@commands.command()
+@commands.command(
+    **about(
+        "cache prune --unused-days 30 --dry-run",
+        "cache prune --max-size 500GB",
+        docs="guides/failures.md",
+    )
+)
 @command
 def prune(
     settings: "Settings",
@@ -70,7 +79,7 @@ def prune(
     _show({"removed": len(chosen), "freed_bytes": freed, "left_bytes": left}, json=json)
 
 
-@commands.command()
+@commands.command(**about("cache verify", docs="guides/failures.md"))
 @command
 def verify(settings: "Settings", json: Json = False) -> int:
     """Read every pack and remove damaged ones.

@@ -16,7 +16,7 @@ from tasks.extras import require
 from tasks.jobs.calibration_shapes import described, shapes
 from tasks.process.file_modes import output_files
 from tasks.settings.settings import Settings
-from worker.cli.reports.output import print_json, stdout
+from worker.cli.reports.output import FoldedTable, print_json, stdout
 from worker.errors import NoGpuToMeasureError
 from worker.gpu.inventory import Gpu, choose_gpu, find_gpus
 from worker.gpu.nvml import driver_version
@@ -74,11 +74,11 @@ def calibrate_gpu(
 def calibration_tables(measured: Calibration) -> list[Table]:
     """Show the runs and the fitted constants of one session."""
     [session] = measured.sessions
-    runs = Table("run", "measured GiB", "fitted GiB", title=f"{session.gpu}: {session.model}")
+    runs = FoldedTable("run", "measured GiB", "fitted GiB", title=f"{session.gpu}: {session.model}")
     for shape in session.shapes:
         result = shape.message or f"{(shape.measured_bytes or 0) / GIB:.2f}"
         runs.add_row(described(shape.options), result, f"{(shape.fitted_bytes or 0) / GIB:.2f}")
-    constants = Table("constant", "published", "fitted")
+    constants = FoldedTable("constant", "published", "fitted")
     for name, value in measured.constants.items():
         constants.add_row(name, f"{getattr(PUBLISHED, name):,.4g}", f"{value:,.4g}")
     return [runs, constants]

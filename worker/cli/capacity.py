@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from worker.cli.command import JobFile, Json, command, finite
+from worker.cli.help import CAPACITY, JOB_FILES, Group, about
 
 if TYPE_CHECKING:
     from tasks.settings.settings import Settings
 
-commands = typer.Typer()
+commands = typer.Typer(cls=Group)
 
 
-@commands.command()
+@commands.command(**about("route job.yaml", purpose=JOB_FILES, docs="guides/capacity.md"))
 @command
 def route(settings: "Settings", job: JobFile, json: Json = False) -> None:
     """Show a job's GPU memory class and the expected durations."""
@@ -31,7 +32,7 @@ def route(settings: "Settings", job: JobFile, json: Json = False) -> None:
         estimate.show()
 
 
-@commands.command()
+@commands.command(**about("durations", purpose=CAPACITY, docs="guides/capacity.md"))
 @command
 def durations(settings: "Settings", json: Json = False) -> None:
     """Show how long finished runs took, and how long jobs waited."""
@@ -50,7 +51,13 @@ def durations(settings: "Settings", json: Json = False) -> None:
         stdout.print(table)
 
 
-@commands.command()
+@commands.command(
+    **about(
+        "calibrate --type SDXL_LORA --output calibration.json",
+        purpose=CAPACITY,
+        docs="guides/capacity.md",
+    )
+)
 @command
 def calibrate(
     settings: "Settings",
@@ -76,7 +83,14 @@ def calibrate(
     calibrate_gpu(settings, training_type, model=model, uuid=gpu, output=output, json=json)
 
 
-@commands.command()
+@commands.command(
+    **about(
+        "simulate fleet.csv",
+        "simulate fleet.csv --p95-wait 30",
+        purpose=CAPACITY,
+        docs="guides/capacity.md",
+    )
+)
 @command
 def simulate(
     settings: "Settings",

@@ -6,14 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from worker.cli.command import Json, command
+from worker.cli.help import JOB_FILES, PROGRAM, Group, about
 
 if TYPE_CHECKING:
     from tasks.settings.settings import Settings
 
-commands = typer.Typer()
+commands = typer.Typer(cls=Group)
 
 
-@commands.command()
+@commands.command(
+    **about("presets", "presets flux_lora_1x40gb", purpose=JOB_FILES, docs="reference/presets.md")
+)
 @command
 def presets(
     settings: "Settings",
@@ -48,7 +51,7 @@ def presets(
         stdout.print(write_document(values), end="", soft_wrap=True)
 
 
-@commands.command()
+@commands.command(**about("options FLUX_LORA", purpose=JOB_FILES, docs="reference/options.md"))
 @command
 def options(
     settings: "Settings",
@@ -84,7 +87,7 @@ def options(
             stdout.print(options_table(type_options))
 
 
-@commands.command()
+@commands.command(**about("contract contract/", purpose=PROGRAM, docs="guides/backend.md"))
 @command
 def contract(
     settings: "Settings",

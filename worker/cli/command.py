@@ -6,6 +6,7 @@ its function, so that ``--help`` answers at once.
 
 import functools
 import inspect
+import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -13,37 +14,55 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec
 
 import typer
 
+from worker.cli.completion import job_ids
+
 if TYPE_CHECKING:
     from tasks.errors import JobError
+    from tasks.process.logging_setup import LogLevel
     from tasks.settings.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 
 JobFile = Annotated[
     Path, typer.Argument(metavar="JOB.yaml", help="The job file, YAML or JSON.", show_default=False)
 ]
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", show_default=False)]
+JobId = Annotated[
+    str,
+    typer.Argument(metavar="JOB", help="The job's id.", show_default=False, autocompletion=job_ids),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Verbose = Annotated[
+    bool, typer.Option("-v", "--verbose", help="Log details, and the traceback of an error.")
+]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Log warnings and errors only.")]
 ReadyFile = Annotated[Path | None, typer.Option(help="Create this file when ready.")]
 
 
-def command(function: "Callable[Concatenate[Settings, P], int | None]") -> Callable[P, None]:
+def command(function: "Callable[Concatenate[Settings, P], int | None]") -> Callable[..., None]:
     """Turn a function that takes the process's settings first into a typer command.
 
     The command ends with the exit code that the function returns (None is 0), or with the one of
     the ``JobError`` that it raises. The error is printed to standard error, with ``--json`` as JSON
-    to standard output.
+    to standard output. Every command takes ``-v`` and ``-q``.
     """
 
     @functools.wraps(function)
-    def run(*args: P.args, **options: P.kwargs) -> None:
+    def run(*args: Any, **options: Any) -> None:
         raise typer.Exit(_run(function, *args, **options))
 
     signature = inspect.signature(function)
-    parameters = list(signature.parameters.values())[1:]
+    parameters = [*list(signature.parameters.values())[1:], *_LEVEL_PARAMETERS]
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+_LEVEL_PARAMETERS = tuple(
+    inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+    for name, annotation in (("verbose", Verbose), ("quiet", Quiet))
+)
 
 
 def checked_tenant(tenant: str) -> str:
@@ -82,13 +101,21 @@ def _run(function: Callable[..., int | None], *args: Any, **options: Any) -> int
     from tasks.errors import ErrorCode, JobError
     from tasks.extras import EXTRAS, not_installed
     from tasks.process.file_modes import keep_files_private
+    from tasks.process.logging_setup import set_up_logging
     from tasks.settings.settings import load_settings
 
     as_json = bool(options.get("json"))
+    level = _log_level(bool(options.pop("verbose", False)), bool(options.pop("quiet", False)))
     keep_files_private()
     try:
-        return function(load_settings(), *args, **options) or 0
+        settings = load_settings()
+        if level is not None:
+            settings = settings.model_copy(update={"log_level": level})
+        if settings.log_level == "debug":
+            set_up_logging(settings.log_format, "command", settings.log_level)
+        return function(settings, *args, **options) or 0
     except JobError as error:
+        logger.debug("the command failed", exc_info=error)
         return _report(error, as_json)
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:
@@ -99,6 +126,17 @@ def _run(function: Callable[..., int | None], *args: Any, **options: Any) -> int
             raise
         message = f"the broker is unavailable: {error}"
         return _report(JobError(message, ErrorCode.NO_BROKER), as_json)
+
+
+def _log_level(verbose: bool, quiet: bool) -> "LogLevel | None":
+    """Return the level that a command line asks for.
+
+    Raises:
+        typer.BadParameter: It asks for two.
+    """
+    if verbose and quiet:
+        raise typer.BadParameter("give either -v or -q")
+    return "debug" if verbose else "warning" if quiet else None
 
 
 def _is_unavailable_broker(error: Exception) -> bool:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from worker.cli.command import Json, command
+from worker.cli.completion import job_ids
+from worker.cli.help import Group, about
 
 if TYPE_CHECKING:
     from tasks.client import Client
@@ -12,17 +14,21 @@ if TYPE_CHECKING:
     from tasks.state.record import JobRecord
 
 commands = typer.Typer(
+    cls=Group,
     help="Manage the dead-letter queue: jobs that the fleet failed.",
     no_args_is_help=True,
 )
 
 Jobs = Annotated[
-    list[str] | None, typer.Argument(metavar="JOB", help="The jobs' ids.", show_default=False)
+    list[str] | None,
+    typer.Argument(
+        metavar="JOB", help="The jobs' ids.", show_default=False, autocompletion=job_ids
+    ),
 ]
 AllJobs = Annotated[bool, typer.Option("--all", help="All jobs in the queue.")]
 
 
-@commands.command("list")
+@commands.command("list", **about("dead-letter list", docs="guides/failures.md"))
 @command
 def list_jobs(settings: "Settings", json: Json = False) -> None:
     """List the jobs, the oldest failure first.
@@ -31,17 +37,21 @@ def list_jobs(settings: "Settings", json: Json = False) -> None:
     """
     from worker.cli.client import client_of
     from worker.cli.reports.job_tables import dead_letter_table
-    from worker.cli.reports.output import print_json, stdout
+    from worker.cli.reports.output import print_json, print_table
 
     client = client_of(settings)
     records = client.control.dead_letters()
     if json:
         print_json([_document(client, record) for record in records])
     else:
-        stdout.print(dead_letter_table(records))
+        print_table(dead_letter_table(records), "no job is in the dead-letter queue")
 
 
-@commands.command()
+@commands.command(
+    **about(
+        "dead-letter replay 3f2a8c19d0e4", "dead-letter replay --all", docs="guides/failures.md"
+    )
+)
 @command
 def replay(
     settings: "Settings", jobs: Jobs = None, all_jobs: AllJobs = False, json: Json = False
@@ -55,7 +65,7 @@ def replay(
         _report(job_id, "replayed", json)
 
 
-@commands.command()
+@commands.command(**about("dead-letter discard 3f2a8c19d0e4", docs="guides/failures.md"))
 @command
 def discard(
     settings: "Settings", jobs: Jobs = None, all_jobs: AllJobs = False, json: Json = False

@@ -4,22 +4,35 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from worker.cli.command import Json, command
+from worker.cli.command import Json, Quiet, Verbose, command
+from worker.cli.help import Group, about
 
 if TYPE_CHECKING:
     from tasks.settings.settings import Settings
 
-commands = typer.Typer(invoke_without_command=True)
+commands = typer.Typer(
+    cls=Group,
+    invoke_without_command=True,
+    epilog=about("engines", docs="guides/invoke-training.md")["epilog"],
+)
 
 
 @commands.callback()
-def engines(context: typer.Context, json: Json = False) -> None:
+def engines(
+    context: typer.Context, json: Json = False, verbose: Verbose = False, quiet: Quiet = False
+) -> None:
     """Show this machine's engines: versions, limits, patches."""
     if context.invoked_subcommand is None:
-        _show(json=json)
+        _show(json=json, verbose=verbose, quiet=quiet)
 
 
-@commands.command()
+@commands.command(
+    **about(
+        "engines install",
+        "engines install --from ~/invoke-training",
+        docs="guides/invoke-training.md",
+    )
+)
 @command
 def install(
     settings: "Settings",

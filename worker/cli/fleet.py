@@ -6,20 +6,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from worker.cli.command import Json, ReadyFile, command, finite
+from worker.cli.completion import worker_names
+from worker.cli.help import FLEET, START, Group, about
 
 if TYPE_CHECKING:
     from routing.queues import Engine
     from tasks.settings.settings import Settings
     from worker.gpu.inventory import Gpu
 
-commands = typer.Typer()
+commands = typer.Typer(cls=Group)
 
 # Time beyond TRAINING_SHUTDOWN_TIMEOUT: for the worker to receive the request, and to exit after
 # its trainer has saved a checkpoint.
 _DRAIN_SLACK_S = 30.0
 
 
-@commands.command()
+@commands.command(**about("up", "-v up", purpose=START, docs="quickstart.md"))
 @command
 def up(settings: "Settings", ready_file: ReadyFile = None) -> None:
     """Start a fleet on this machine and keep it running.
@@ -33,7 +35,7 @@ def up(settings: "Settings", ready_file: ReadyFile = None) -> None:
     run_local_fleet(settings, ready_file)
 
 
-@commands.command()
+@commands.command(**about("demo", "demo --home /tmp/demo", purpose=START, docs="quickstart.md"))
 @command
 def demo(
     settings: "Settings",
@@ -48,7 +50,9 @@ def demo(
     run_demo(settings, home)
 
 
-@commands.command()
+@commands.command(
+    **about("worker --gpu auto", "worker --queues cpu", purpose=FLEET, docs="guides/ten-hosts.md")
+)
 @command
 def worker(
     settings: "Settings",
@@ -110,7 +114,7 @@ def worker(
     )
 
 
-@commands.command()
+@commands.command(**about("health /run/worker/ready", purpose=FLEET, docs="guides/kubernetes.md"))
 @command
 def health(
     settings: "Settings",
@@ -129,13 +133,22 @@ def health(
     check_health(ready_file, settings.visibility_timeout)
 
 
-@commands.command()
+@commands.command(
+    **about(
+        "drain gpu-40gb-0@host1", "drain --all --no-wait", purpose=FLEET, docs="guides/upgrade.md"
+    )
+)
 @command
 def drain(
     settings: "Settings",
     workers: Annotated[
         list[str] | None,
-        typer.Argument(metavar="WORKER", help="The workers' names.", show_default=False),
+        typer.Argument(
+            metavar="WORKER",
+            help="The workers' names.",
+            show_default=False,
+            autocompletion=worker_names,
+        ),
     ] = None,
     all_workers: Annotated[bool, typer.Option("--all", help="Drain all live workers.")] = False,
     wait: Annotated[bool, typer.Option(help="Wait until the workers have stopped.")] = True,
@@ -175,7 +188,7 @@ def drain(
         raise JobError(message, ErrorCode.INVALID_STATE)
 
 
-@commands.command()
+@commands.command(**about("doctor", "doctor --json", purpose=START, docs="guides/failures.md"))
 @command
 def doctor(settings: "Settings", json: Json = False) -> int:
     """Check broker, store, clock, GPUs, workers and leases.
@@ -196,7 +209,7 @@ def doctor(settings: "Settings", json: Json = False) -> int:
     return int(any(finding.level == "error" for finding in findings))
 
 
-@commands.command()
+@commands.command(**about("gpus", "gpus --fleet", purpose=FLEET, docs="guides/ten-hosts.md"))
 @command
 def gpus(
     settings: "Settings",
@@ -209,7 +222,7 @@ def gpus(
     """List the GPUs of this machine, or of the fleet."""
     from worker.cli.client import client_of
     from worker.cli.reports.fleet_tables import gpu_document, gpu_table, worker_gpu_table
-    from worker.cli.reports.output import print_json, stdout
+    from worker.cli.reports.output import print_json, print_table, stdout
     from worker.gpu.inventory import find_gpus
 
     if fleet:
@@ -220,7 +233,7 @@ def gpus(
                 [{"worker": n, **worker.model_dump(mode="json")} for n, worker in workers.items()]
             )
         else:
-            stdout.print(worker_gpu_table(workers))
+            print_table(worker_gpu_table(workers), "no live worker has a GPU")
         return
     found = find_gpus(settings.gpus, settings.cuda_visible_devices)
     if json:

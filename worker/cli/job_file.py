@@ -39,7 +39,7 @@ def read_job_file(path: Path) -> DocumentText:
         with path.open("rb") as file:
             document = read_document(file.read(MAX_DOCUMENT_BYTES + 1))
     except OSError as error:
-        raise UnreadableJobFileError(path, str(error)) from error
+        raise UnreadableJobFileError(path, error.strerror or str(error)) from error
     except DocumentError as error:
         raise UnreadableJobFileError(path, f"it {error}") from error
     if not isinstance(document.values, dict):

@@ -6,16 +6,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from worker.cli.command import JobFile, JobId, Json, command
+from worker.cli.help import JOBS, Group, about
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from tasks.settings.settings import Settings
 
-commands = typer.Typer()
+commands = typer.Typer(cls=Group)
+
+NO_JOB = "there is no job yet; submit one with 'training-worker submit JOB.yaml'"
 
 
-@commands.command()
+@commands.command(
+    **about(
+        "submit job.yaml --watch", "submit job.yaml --dry-run", purpose=JOBS, docs="guides/jobs.md"
+    )
+)
 @command
 def submit(
     settings: "Settings",
@@ -58,7 +65,7 @@ def submit(
     return 0
 
 
-@commands.command()
+@commands.command(**about("watch 3f2a8c19d0e4", purpose=JOBS, docs="guides/jobs.md"))
 @command
 def watch(settings: "Settings", job: JobId, json: Json = False) -> None:
     """Follow a job to its end: stages, progress, loss, time left."""
@@ -68,7 +75,11 @@ def watch(settings: "Settings", job: JobId, json: Json = False) -> None:
     follow_and_report(client_of(settings), job, json=json)
 
 
-@commands.command()
+@commands.command(
+    **about(
+        "status 3f2a8c19d0e4", "status 3f2a8c19d0e4 --json", purpose=JOBS, docs="guides/jobs.md"
+    )
+)
 @command
 def status(settings: "Settings", job: JobId, json: Json = False) -> None:
     """Show a job's stages, time left, and what it waits for."""
@@ -83,7 +94,16 @@ def status(settings: "Settings", job: JobId, json: Json = False) -> None:
         report.show()
 
 
-@commands.command("list")
+@commands.command(
+    "list",
+    **about(
+        "list --status running",
+        "list --tenant acme --since 7d",
+        "list --label project=cats --json",
+        purpose=JOBS,
+        docs="guides/jobs.md",
+    ),
+)
 @command
 def list_jobs(
     settings: "Settings",
@@ -98,11 +118,15 @@ def list_jobs(
     ] = None,
     label: Annotated[
         list[str] | None,
-        typer.Option(help="Jobs with this label: name=value, or a name; repeatable."),
+        typer.Option(
+            metavar="NAME[=VALUE]", help="Jobs with this label: name=value, or a name; repeatable."
+        ),
     ] = None,
     since: Annotated[
         str | None,
-        typer.Option(help="Jobs submitted since then: 90min, 12h, 7d, or a date and time."),
+        typer.Option(
+            metavar="TIME", help="Jobs submitted since then: 90min, 12h, 7d, or a date and time."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -112,7 +136,7 @@ def list_jobs(
     from tasks.state.record import JobStatus
     from worker.cli.client import client_of
     from worker.cli.reports.job_tables import job_table
-    from worker.cli.reports.output import print_json, stdout
+    from worker.cli.reports.output import print_json, print_table
 
     if status is not None and status not in list(JobStatus):
         raise UsageError(f"--status: {status} is none of {', '.join(JobStatus)}")
@@ -139,7 +163,9 @@ def list_jobs(
         )
     else:
         waits = {record.id: client.waiting_text(record) for record in records}
-        stdout.print(job_table(records, waits))
+        print_table(
+            job_table(records, waits), "no job matches" if wanted != JobFilter() else NO_JOB
+        )
 
 
 def parse_since(text: str) -> "datetime":
@@ -159,7 +185,14 @@ def parse_since(text: str) -> "datetime":
         raise ValueError(f"{text} is neither like 12h nor like 2026-11-29T18:00") from error
 
 
-@commands.command()
+@commands.command(
+    **about(
+        "prioritize 3f2a8c19d0e4 9",
+        "prioritize 3f2a8c19d0e4 --front",
+        purpose=JOBS,
+        docs="guides/tenants.md",
+    )
+)
 @command
 def prioritize(
     settings: "Settings",
@@ -167,7 +200,11 @@ def prioritize(
     priority: Annotated[
         int | None,
         typer.Argument(
-            min=0, max=9, metavar="[0-9]", help="9 is dispatched first.", show_default=False
+            min=0,
+            max=9,
+            metavar="PRIORITY",
+            help="0 to 9; 9 is dispatched first.",
+            show_default=False,
         ),
     ] = None,
     front: Annotated[
@@ -193,7 +230,11 @@ def prioritize(
     stdout.print(f"job {job} {change}{later}")
 
 
-@commands.command()
+@commands.command(
+    **about(
+        "cancel 3f2a8c19d0e4", "cancel 3f2a8c19d0e4 --save", purpose=JOBS, docs="guides/jobs.md"
+    )
+)
 @command
 def cancel(
     settings: "Settings",
@@ -205,7 +246,9 @@ def cancel(
     json: Json = False,
 ) -> None:
     """Cancel a job, waiting or running."""
+    from tasks.errors import InvalidStateError
     from tasks.state.audit import command_line_actor
+    from tasks.state.record import JobStatus
     from tasks.tracing.spans import start_tracing
     from worker.cli.client import client_of
 
@@ -213,10 +256,12 @@ def cancel(
     client = client_of(settings, tracing.tracer)
     status = client.cancel(job, command_line_actor(), save=save)
     tracing.close()
+    if status in (JobStatus.SUCCEEDED, JobStatus.FAILED):
+        raise InvalidStateError(job, f"{status}; there is nothing to cancel")
     _show_status(job, status, json)
 
 
-@commands.command()
+@commands.command(**about("pause 3f2a8c19d0e4", purpose=JOBS, docs="guides/jobs.md"))
 @command
 def pause(settings: "Settings", job: JobId, json: Json = False) -> None:
     """Pause a job; its trainer saves a checkpoint and frees the GPU."""
@@ -228,7 +273,7 @@ def pause(settings: "Settings", job: JobId, json: Json = False) -> None:
     _show_status(job, client.state.summary(job).status, json)
 
 
-@commands.command()
+@commands.command(**about("resume 3f2a8c19d0e4", purpose=JOBS, docs="guides/jobs.md"))
 @command
 def resume(settings: "Settings", job: JobId, json: Json = False) -> None:
     """Resume a paused job from its checkpoint."""
@@ -240,7 +285,13 @@ def resume(settings: "Settings", job: JobId, json: Json = False) -> None:
     _show_status(job, client.state.summary(job).status, json)
 
 
-@commands.command()
+@commands.command(
+    **about(
+        'edit 3f2a8c19d0e4 --title "Cats, second try" --label keep=yes',
+        purpose=JOBS,
+        docs="guides/jobs.md",
+    )
+)
 @command
 def edit(
     settings: "Settings",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from worker.cli.command import Json, command
+from worker.cli.help import ACCESS, Group, about
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -15,16 +16,24 @@ if TYPE_CHECKING:
     from tasks.access.key_changes import KeyChanges
     from tasks.settings.settings import Settings
 
-commands = typer.Typer(help="Manage API keys of the console and its API.", no_args_is_help=True)
+commands = typer.Typer(
+    cls=Group, help="Manage API keys of the console and its API.", no_args_is_help=True
+)
 
-audit_commands = typer.Typer()
+audit_commands = typer.Typer(cls=Group)
 
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 KeyName = Annotated[str, typer.Argument(metavar="NAME", help="The key's name.", show_default=False)]
 
 
-@commands.command()
+@commands.command(
+    **about(
+        "keys create shop --tenant acme",
+        "keys create alice --operator --expires 90d",
+        docs="api.md",
+    )
+)
 @command
 def create(
     settings: "Settings",
@@ -69,25 +78,25 @@ def create(
         stdout.print(key, soft_wrap=True)
 
 
-@commands.command("list")
+@commands.command("list", **about("keys list", docs="api.md"))
 @command
 def list_keys(settings: "Settings", json: Json = False) -> None:
     """List the keys, the oldest first."""
     from tasks.access.api_keys import ApiKeys
     from worker.cli.reports.fleet_tables import key_table
-    from worker.cli.reports.output import print_json, print_warning, stdout
+    from worker.cli.reports.output import print_json, print_table, print_warning
 
     entries = ApiKeys(settings.api_keys_file).entries()
     if json:
         print_json([entry.model_dump(mode="json", exclude={"sha256"}) for entry in entries])
         return
-    stdout.print(key_table(entries))
+    print_table(key_table(entries), "there is no API key; 'training-worker keys create' makes one")
     for entry in entries:
         if entry.caller.expires_soon and not entry.is_expired:
             print_warning(f"key {entry.name} expires at {entry.expires:%Y-%m-%d %H:%M} UTC")
 
 
-@commands.command()
+@commands.command(**about("keys revoke shop", docs="api.md"))
 @command
 def revoke(settings: "Settings", name: KeyName, json: Json = False) -> None:
     """Revoke a key; it stops working at once."""
@@ -104,7 +113,14 @@ def revoke(settings: "Settings", name: KeyName, json: Json = False) -> None:
         stdout.print(f"key {name} is revoked")
 
 
-@audit_commands.command()
+@audit_commands.command(
+    **about(
+        "audit --action job.cancel",
+        "audit --actor alice --limit 10",
+        purpose=ACCESS,
+        docs="security.md",
+    )
+)
 @command
 def audit(
     settings: "Settings",
@@ -123,7 +139,7 @@ def audit(
     from tasks.access.key_changes import KeyChanges
     from worker.cli.client import client_of
     from worker.cli.reports.fleet_tables import audit_table
-    from worker.cli.reports.output import print_json, stdout
+    from worker.cli.reports.output import print_json, print_table
 
     client = client_of(settings)
     KeyChanges(settings.api_keys_file).forward(client.audit)
@@ -133,7 +149,7 @@ def audit(
     if json:
         print_json([entry.model_dump(mode="json") for entry in entries])
     else:
-        stdout.print(audit_table(entries))
+        print_table(audit_table(entries), "no entry of the audit log matches")
 
 
 def _time(text: str) -> "timedelta":

@@ -8,6 +8,7 @@ from rich.table import Table
 from tasks.jobs.options import Option, TypeOptions
 from tasks.jobs.presets import ALIASES, preset, preset_names
 from tasks.metrics import METRICS, Metric
+from worker.cli.reports.output import FoldedTable
 
 OPTIONS_COMMAND = "training-worker options --format markdown"
 METRICS_COMMAND = "training-worker metrics --markdown"
@@ -56,9 +57,9 @@ def options_document(options: TypeOptions) -> dict[str, object]:
 
 def options_table(options: TypeOptions) -> Table:
     """Show the options of a type."""
-    table = Table(title=f"{options.name}: {options.description}", expand=True)
-    for heading, share in (("option", 3), ("type", 3), ("default", 2), ("meaning", 5)):
-        table.add_column(heading, ratio=share, overflow="fold")
+    table = FoldedTable(title=f"{options.name}: {options.description}")
+    for heading in ("option", "type", "default", "meaning"):
+        table.add_column(heading)
     for only_with, group in _groups(options.options):
         if only_with:
             table.add_section()
@@ -72,7 +73,7 @@ def options_table(options: TypeOptions) -> Table:
 
 def preset_table() -> Table:
     """Show one preset per row."""
-    table = Table("preset", "alias", "summary")
+    table = FoldedTable("preset", "alias", "summary")
     for name in preset_names():
         aliases = ", ".join(alias for alias, target in ALIASES.items() if target == name)
         table.add_row(name, aliases, preset(name)["summary"])

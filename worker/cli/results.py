@@ -5,16 +5,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from worker.cli.command import JobId, Json, command
+from worker.cli.completion import job_ids
+from worker.cli.help import JOBS, MAINTENANCE, Group, about
 
 if TYPE_CHECKING:
     from tasks.client import Client
     from tasks.events import PublishedCopy
     from tasks.settings.settings import Settings
 
-commands = typer.Typer()
+commands = typer.Typer(cls=Group)
 
 
-@commands.command()
+@commands.command(**about("publish 3f2a8c19d0e4", purpose=JOBS, docs="guides/jobs.md"))
 @command
 def publish(settings: "Settings", job: JobId, json: Json = False) -> int:
     """Repeat the copies of a job's results that failed.
@@ -38,7 +40,9 @@ def publish(settings: "Settings", job: JobId, json: Json = False) -> int:
     return EXIT_CODES[ErrorCode.INVALID_DESTINATION] if is_failed else 0
 
 
-@commands.command()
+@commands.command(
+    **about("recover --dry-run", "recover", purpose=MAINTENANCE, docs="guides/backup.md")
+)
 @command
 def recover(
     settings: "Settings",
@@ -81,13 +85,20 @@ def recover(
     return EXIT_CODES[ErrorCode.UNREADABLE_FILE] if report.unreadable_count else 0
 
 
-@commands.command()
+@commands.command(
+    **about("delete 3f2a8c19d0e4", "delete 3f2a8c19d0e4 --yes", purpose=JOBS, docs="guides/jobs.md")
+)
 @command
 def delete(
     settings: "Settings",
     jobs: Annotated[
         list[str],
-        typer.Argument(metavar="JOB...", help="Ids of jobs that have ended.", show_default=False),
+        typer.Argument(
+            metavar="JOB",
+            help="Ids of jobs that have ended.",
+            show_default=False,
+            autocompletion=job_ids,
+        ),
     ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     json: Json = False,

@@ -5,14 +5,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from worker.cli.command import command
+from worker.cli.help import SERVERS, Group, about
 
 if TYPE_CHECKING:
     from tasks.settings.settings import Settings
 
-commands = typer.Typer()
+commands = typer.Typer(cls=Group)
 
 
-@commands.command()
+@commands.command(**about("flower", purpose=SERVERS, docs="guides/monitoring.md"))
 @command
 def flower(settings: "Settings") -> None:
     """Run Flower, which shows workers, queues and tasks."""
@@ -31,7 +32,7 @@ def flower(settings: "Settings") -> None:
     run_flower(settings, url)
 
 
-@commands.command()
+@commands.command(**about("console", purpose=SERVERS, docs="console.md"))
 @command
 def console(settings: "Settings") -> None:
     """Run the web console and its HTTP API."""
@@ -44,6 +45,7 @@ def console(settings: "Settings") -> None:
 
     require("fastapi")
     env, url = dict(os.environ), broker_url(settings)
+    env["TRAINING_LOG_LEVEL"] = settings.log_level
     if settings.broker_url is None:
         # The embedded broker of 'up', whose jobs may read everything on this machine.
         env["TRAINING_BROKER_URL"] = url
@@ -51,7 +53,9 @@ def console(settings: "Settings") -> None:
     os.execve(sys.executable, [sys.executable, "-P", "-m", "console"], env)
 
 
-@commands.command()
+@commands.command(
+    **about("metrics", "metrics --markdown", purpose=SERVERS, docs="guides/monitoring.md")
+)
 @command
 def metrics(
     settings: "Settings",

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from worker.cli.command import Json, command
+from worker.cli.command import Json, Quiet, Verbose, command
+from worker.cli.help import Group, about
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
     from tasks.settings.settings import Settings
 
 commands = typer.Typer(
+    cls=Group,
     help="List tenants with their usage and quotas; change quotas.",
+    epilog=about("tenants", "tenants --month 2026-10", docs="guides/tenants.md")["epilog"],
     invoke_without_command=True,
 )
 
@@ -52,10 +55,12 @@ def tenants(
         str | None, typer.Option(help="The month of usage, such as 2026-11. Unset: this one.")
     ] = None,
     json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
 ) -> None:
     """List the tenants: shares, jobs, usage, quotas; or change quotas."""
     if context.invoked_subcommand is None:
-        _list(month=month, json=json)
+        _list(month=month, json=json, verbose=verbose, quiet=quiet)
 
 
 @command
@@ -63,7 +68,7 @@ def _list(settings: "Settings", month: str | None, json: bool) -> None:
     from tasks.errors import UsageError
     from tasks.state.tenants.usage import MONTH
     from worker.cli.client import client_of
-    from worker.cli.reports.output import print_json, stdout
+    from worker.cli.reports.output import print_json, print_table
 
     if month is not None and not MONTH.fullmatch(month):
         raise UsageError(f"--month: {month} is not a month such as 2026-11")
@@ -72,10 +77,18 @@ def _list(settings: "Settings", month: str | None, json: bool) -> None:
     if json:
         print_json(rows)
     else:
-        stdout.print(tenant_table(rows))
+        empty = "no tenant has a share, a job, a quota or usage yet; see TRAINING_TENANT_SHARES"
+        print_table(tenant_table(rows), empty)
 
 
-@commands.command("set")
+@commands.command(
+    "set",
+    **about(
+        "tenants set acme --gpu-hours 100 --hold",
+        'tenants set "*" --max-waiting 50',
+        docs="guides/tenants.md",
+    ),
+)
 @command
 def set_quotas(
     settings: "Settings",
@@ -129,7 +142,7 @@ def set_quotas(
     _show_quota(client, tenant, json)
 
 
-@commands.command("unset")
+@commands.command("unset", **about("tenants unset acme", docs="guides/tenants.md"))
 @command
 def remove_quotas(settings: "Settings", tenant: Tenant, json: Json = False) -> None:
     """Remove a tenant's own quotas; those of * count for it then."""
@@ -171,10 +184,10 @@ def tenant_rows(client: "Client", month: str) -> list[dict[str, Any]]:
 
 def tenant_table(rows: list[dict[str, Any]]) -> "Table":
     """Show one tenant per row."""
-    from rich.table import Table
+    from worker.cli.reports.output import FoldedTable
 
     headings = ("tenant", "share", "in flight", "waiting", "GPU hours", "cost", "jobs", "failed")
-    table = Table(*headings, "quotas")
+    table = FoldedTable(*headings, "quotas")
     for row in rows:
         usage, waiting, limit = row["usage"], row["waiting"], row["limit"]
         hours = sum(usage["gpu_seconds"].values()) / 3600

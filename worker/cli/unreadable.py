@@ -5,18 +5,20 @@ from typing import TYPE_CHECKING
 import typer
 
 from worker.cli.command import Json, command
+from worker.cli.help import Group, about
 
 if TYPE_CHECKING:
     from tasks.settings.settings import Settings
     from worker.kombu_redis.unreadable import UnreadableMessages
 
 commands = typer.Typer(
+    cls=Group,
     help="Manage messages that no worker can process.",
     no_args_is_help=True,
 )
 
 
-@commands.command("list")
+@commands.command("list", **about("unreadable list", docs="runbook/TrainingUnreadableMessages.md"))
 @command
 def list_messages(settings: "Settings", json: Json = False) -> None:
     """List the newest hundred, the newest first.
@@ -26,16 +28,16 @@ def list_messages(settings: "Settings", json: Json = False) -> None:
     from dataclasses import asdict
 
     from worker.cli.reports.fleet_tables import unreadable_table
-    from worker.cli.reports.output import print_json, stdout
+    from worker.cli.reports.output import print_json, print_table
 
     messages = list(_messages(settings))
     if json:
         print_json([asdict(message) for message in messages])
     else:
-        stdout.print(unreadable_table(messages))
+        print_table(unreadable_table(messages), "no message is set aside")
 
 
-@commands.command()
+@commands.command(**about("unreadable discard", docs="runbook/TrainingUnreadableMessages.md"))
 @command
 def discard(settings: "Settings", json: Json = False) -> None:
     """Delete all of them."""

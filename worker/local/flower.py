@@ -70,6 +70,8 @@ def run_flower(settings: Settings, broker_url: str) -> None:
         FLOWER_DB=str(folder / "state"),
         FLOWER_STATE_SAVE_INTERVAL=str(_SAVE_EVERY_MS),
         FLOWER_TASKS_COLUMNS=_COLUMNS,
+        # Tornado would set the level itself, to info.
+        FLOWER_LOGGING="none",
         FLOWER_READ_ONLY=str(settings.flower_read_only).lower(),
     )
     if settings.flower_prefix is not None:

@@ -74,7 +74,8 @@ class Simulation:
         try:
             figure.savefig(path, dpi=120)
         except (OSError, ValueError) as error:
-            raise UsageError(f"--plot: {error}") from error
+            reason = getattr(error, "strerror", None) or error
+            raise UsageError(f"--plot: cannot write {path}: {reason}") from error
 
     def _report(self, runs: list[Run]) -> Report:
         ended_s = max(run.ended_s for run in runs)
@@ -98,7 +99,7 @@ def _check(fleet: list[MemoryClass], workload: list[Arrival]) -> None:
     if too_large:
         needed = max(job.needed_gib for job in too_large)
         raise UsageError(
-            f"{len(too_large)} job(s) of the workload need up to {needed:.1f} GiB; "
+            f"jobs of the workload ({len(too_large)}) need up to {needed:.1f} GiB; "
             f"the fleet's largest class is {max(fleet)}"
         )
 

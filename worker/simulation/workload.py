@@ -155,8 +155,10 @@ def _rows(path: Path, columns: tuple[str, ...], parse: Callable[[_Row], T]) -> l
                     f"the columns are {', '.join(columns)}"
                 )
             rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{path}: {error}") from error
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{path} is no CSV file in UTF-8: {error}") from error
     problems = list(_problems(path, rows, parse))
     if problems:
         raise UsageError("\n".join(map(str, problems)))

@@ -112,7 +112,7 @@ def find_invoke(python: Path | None) -> Installed:
     except subprocess.CalledProcessError as error:
         problem = (error.stderr.strip().splitlines() or ["it printed nothing"])[-1]
     except (OSError, subprocess.TimeoutExpired, ValueError, KeyError) as error:
-        problem = str(error)
+        problem = getattr(error, "strerror", None) or str(error)
     return Installed(problems=(f"{python} cannot be used: {problem}",), remedy=_INVOKE_GUIDE)
 
 

@@ -189,7 +189,9 @@ def _mask_named() -> Iterator[None]:
     try:
         yield
     except (OSError, UnreadableImageError, UnusableFileError) as error:
-        reason = f"cannot be read: {error}" if isinstance(error, OSError) else error
+        reason = str(error)
+        if isinstance(error, OSError):
+            reason = f"cannot be read: {error.strerror or error}"
         raise UnusableFileError(f"has a mask that {reason}") from error
 
 

@@ -1,5 +1,7 @@
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
@@ -15,10 +17,11 @@ from typer.testing import CliRunner
 from routing.policy import TrainingType
 from tasks.jobs.presets import preset
 from tasks.settings.settings import Settings
-from tests.docs.reference import all_commands
+from tests.docs.reference import ROOT, all_commands
 from tests.tasks.jobs.test_flux_lora import with_values
 from tests.worker.cli.conftest import Invoke
 from worker.cli.app import cli
+from worker.cli.help import PURPOSES
 
 COMMANDS = [name for name, _ in all_commands(get_command(cli))]
 
@@ -52,10 +55,51 @@ def test_every_command_has_help(command: str) -> None:
     assert shown.exit_code == 0
 
 
-def test_help_of_all_commands_fits_its_line(invoke: Invoke) -> None:
-    for group in ("", "cache", "dead-letter", "keys", "tenants"):
-        shown = invoke(*group.split(), "--help", COLUMNS="80")
+def test_help_lists_all_commands_by_purpose_in_whole_sentences(invoke: Invoke) -> None:
+    shown = invoke("--help", COLUMNS="80")
+    headings = [line[:-1] for line in shown.splitlines() if re.fullmatch(r"\w[\w ]*:", line)]
+    assert headings == ["Options", *PURPOSES, "Examples"]
+    for group in ("", "cache", "dead-letter", "keys", "tenants", "config", "webhooks secret"):
+        shown = invoke(*group.split(), "-h", COLUMNS="80")
         assert "..." not in shown.replace("[ARGS]...", "")
+        assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(("name", "command"), list(all_commands(get_command(cli))))
+def test_every_command_has_examples_that_parse_and_a_page(name: str, command: Any) -> None:
+    *_, docs = (command.epilog or "").splitlines()
+    assert (ROOT / docs.removeprefix("Docs: ")).is_file()
+    examples = [line for line in command.epilog.splitlines() if line.startswith("  ")]
+    assert examples
+    for example in examples:
+        program, *words = shlex.split(example.partition(" > ")[0])
+        assert program == "training-worker"
+        level = [word for word in words if word in ("-v", "-q")]
+        words = [word for word in words if word not in level]
+        assert words[: len(name.split())] == name.split()
+        command.make_context(name, [*level, *words[len(name.split()) :]])
+
+
+def test_help_names_arguments_and_values_plainly(invoke: Invoke) -> None:
+    for command in COMMANDS:
+        shown = invoke(*command.split(), "-h", COLUMNS="200")
+        assert not re.search(r"[{}]|<\w+", shown), command
+
+
+@pytest.mark.parametrize("arguments", [["-v", "presets", "x"], ["presets", "x", "--verbose"]])
+def test_verbose_logs_the_traceback_of_an_error(tmp_path: Path, arguments: list[str]) -> None:
+    shown = run(*arguments, home=tmp_path, code=2).stderr
+    assert "UnknownPresetError" in shown
+    assert "Traceback" not in run("presets", "x", home=tmp_path, code=2).stderr
+
+
+@pytest.mark.parametrize("command", ["engines", "-v engines", "engines -q", "-q config show"])
+def test_levels_stand_before_and_after_commands_and_groups(invoke: Invoke, command: str) -> None:
+    assert json.loads(invoke(*command.split(), "--json").splitlines()[-1])
+
+
+def test_verbose_and_quiet_exclude_each_other(invoke: Invoke) -> None:
+    assert "give either -v or -q" in invoke("presets", "-v", "-q", code=2)
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -109,7 +153,10 @@ def test_options_are_listed_by_type(tmp_path: Path) -> None:
     assert "'X' is not a training type" in run("options", "X", home=tmp_path, code=2).stderr
 
 
-@pytest.mark.parametrize("command", ["--help", "presets", "options --format markdown"])
+@pytest.mark.parametrize(
+    "command",
+    ["--help", "presets", "options --format markdown", "engines", "options", "config show"],
+)
 def test_a_broken_pipe_ends_quietly(command: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
@@ -137,7 +184,8 @@ def test_version_is_printed(invoke: Invoke) -> None:
         ("presets x", "there is no preset 'x'"),
         ("options X", "'X' is not a training type; use SDXL_LORA"),
         ("options --format csv", "csv"),
-        ("simulate missing.csv", "missing.csv: [Errno 2]"),
+        ("simulate missing.csv", "cannot read missing.csv: No such file or directory"),
+        ("completion tcsh", "Invalid value for 'bash|zsh|fish'"),
         ("cache prune --max-size big", "'big' is not a size; write it like 500GB"),
         ("cache prune --unused-days nan", "Invalid value for '--unused-days'"),
         ("cache prune --unused-days 1e9", "Invalid value for '--unused-days'"),
@@ -166,7 +214,8 @@ def test_usage_errors_exit_with_2(
 @pytest.mark.usefixtures("redis_client")
 def test_other_errors_keep_their_exit_codes(invoke: Invoke, broker_url: str) -> None:
     settings = {"TRAINING_BROKER_URL": broker_url}
-    assert "cannot read the job file" in invoke("submit", "none.yaml", code=17, **settings)
+    shown = invoke("submit", "none.yaml", code=17, **settings)
+    assert shown == "error: cannot read the job file none.yaml: No such file or directory\n"
     for command in ("status", "cancel", "pause", "watch"):
         error = json.loads(invoke(command, "x", "--json", code=11, **settings))["error"]
         assert error["code"] == "unknown_job"

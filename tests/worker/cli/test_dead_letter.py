@@ -37,6 +37,22 @@ def test_replay_resumes_the_job(
     assert json.loads(invoke("dead-letter", "list", "--json", TRAINING_BROKER_URL=broker_url)) == []
 
 
+def test_an_ended_job_cannot_be_cancelled(
+    invoke: Invoke, state: JobStore, broker_url: str, job_id: str
+) -> None:
+    shown = invoke("cancel", job_id, code=18, TRAINING_BROKER_URL=broker_url)
+    assert shown == f"error: job {job_id} is failed; there is nothing to cancel\n"
+    assert state.get(job_id).status == JobStatus.FAILED
+
+
+def test_an_empty_queue_is_a_sentence(
+    invoke: Invoke, state: JobStore, broker_url: str, job_id: str
+) -> None:
+    invoke("dead-letter", "discard", job_id, TRAINING_BROKER_URL=broker_url)
+    shown = invoke("dead-letter", "list", TRAINING_BROKER_URL=broker_url)
+    assert shown == "no job is in the dead-letter queue\n"
+
+
 def test_discard_keeps_the_record(
     invoke: Invoke, state: JobStore, broker_url: str, job_id: str
 ) -> None:

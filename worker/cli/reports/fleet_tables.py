@@ -14,6 +14,7 @@ from rich.text import Text
 from routing.policy import TrainingType
 from routing.queues import DIFFUSERS, INVOKE, Engine, served_queues
 from tasks.jobs.invoke import PATCHES, UNSUPPORTED_OPTIONS
+from worker.cli.reports.output import FoldedTable
 
 # The commands that show these have imported them; 'keys list' needs no Celery.
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ _ENGINES: dict[Engine, str] = {
 
 def findings_table(findings: "Sequence[Finding]") -> Table:
     """Show what ``doctor`` found, one check per row."""
-    table = Table("", "check", "found", "what to do")
+    table = FoldedTable("", "check", "found", "what to do")
     for finding in findings:
         level = Text(finding.level, _STYLES[finding.level])
         table.add_row(level, finding.subject, finding.message, finding.remedy)
@@ -53,7 +54,7 @@ def gpu_document(gpu: "Gpu") -> dict[str, object]:
 
 def gpu_table(gpus: "Sequence[Gpu]") -> Table:
     """Show the GPUs of this machine."""
-    table = Table("uuid", "name", "MiB", "free", "bf16", "ECC", "class", "serves")
+    table = FoldedTable("uuid", "name", "memory", "free", "bf16", "ECC", "class", "serves")
     for gpu in gpus:
         table.add_row(*_gpu_cells(gpu))
     return table
@@ -61,14 +62,15 @@ def gpu_table(gpus: "Sequence[Gpu]") -> Table:
 
 def worker_gpu_table(workers: "Mapping[str, WorkerInfo]") -> Table:
     """Show the GPUs of a fleet's workers, by the workers' names."""
-    headings = ("worker", "uuid", "name", "class", "serves")
-    table = Table(*headings, title=f"{len(workers)} GPU worker(s)")
+    headings = ("worker", "version", "uuid", "name", "class", "serves")
+    table = FoldedTable(*headings, title=_fleet_title(workers))
     for name, worker in workers.items():
         serves = (
             f"quarantined: {worker.quarantined}" if worker.quarantined else ", ".join(worker.queues)
         )
         cells = (
             name,
+            worker.release or "older",
             worker.gpu_uuid or "",
             worker.gpu_name or "",
             str(worker.memory_class),
@@ -76,6 +78,12 @@ def worker_gpu_table(workers: "Mapping[str, WorkerInfo]") -> Table:
         )
         table.add_row(*cells)
     return table
+
+
+def _fleet_title(workers: "Mapping[str, WorkerInfo]") -> str:
+    count = f"{len(workers)} GPU worker{'' if len(workers) == 1 else 's'}"
+    releases = {worker.release for worker in workers.values()}
+    return f"{count} of {len(releases)} versions" if len(releases) > 1 else count
 
 
 def engine_document(
@@ -121,15 +129,17 @@ def engine_tables(engines: "Mapping[Engine, Installed]", applied: frozenset[str]
         engines: What is installed of each engine.
         applied: The patches that are applied.
     """
-    table = Table("engine", "usable", "versions", "types")
+    table = FoldedTable("engine", "usable", "versions", "types")
     for name, engine in engines.items():
         usable = "yes" if engine.is_usable else "; ".join((*engine.problems, engine.remedy))
         versions = ", ".join(f"{library} {number}" for library, number in engine.versions.items())
         table.add_row(name, usable, versions, ", ".join(TrainingType))
-    limits = Table("option", "values", "reason", title=f"options that {INVOKE} does not support")
+    limits = FoldedTable(
+        "option", "values", "reason", title=f"options that {INVOKE} does not support"
+    )
     for limit in UNSUPPORTED_OPTIONS:
         limits.add_row(limit.option, limit.values, limit.reason)
-    patches = Table("patch", "applied", "types", "bug", title=f"patches of {INVOKE}")
+    patches = FoldedTable("patch", "applied", "types", "bug", title=f"patches of {INVOKE}")
     for patch_name, patch in PATCHES.items():
         state = "yes" if patch_name in applied else "no"
         cells = (patch_name, state, ", ".join(sorted(patch.types)), patch.bug)
@@ -139,7 +149,7 @@ def engine_tables(engines: "Mapping[Engine, Installed]", applied: frozenset[str]
 
 def key_table(entries: "Sequence[KeyEntry]") -> Table:
     """Show one API key per row."""
-    table = Table("name", "for", "scopes", "created", "expires")
+    table = FoldedTable("name", "for", "scopes", "created", "expires")
     for entry in entries:
         owner = "operator" if entry.tenant is None else f"tenant {entry.tenant}"
         scopes = "all" if entry.scopes is None else ", ".join(entry.scopes)
@@ -152,7 +162,7 @@ def key_table(entries: "Sequence[KeyEntry]") -> Table:
 
 def audit_table(entries: "Sequence[AuditEntry]") -> Table:
     """Show one entry of the audit log per row."""
-    table = Table("at", "actor", "action", "subject", "tenant", "details")
+    table = FoldedTable("at", "actor", "action", "subject", "tenant", "details")
     for entry in entries:
         details = ", ".join(f"{name}={value}" for name, value in entry.details.items())
         at = f"{entry.at.astimezone():%Y-%m-%d %H:%M:%S}"
@@ -176,7 +186,7 @@ def cache_document(packs: "Sequence[Pack]") -> dict[str, dict[str, Any]]:
 
 def cache_table(packs: "Sequence[Pack]") -> Table:
     """Show one kind of packs per row."""
-    table = Table("kind", "packs", "size", "last used")
+    table = FoldedTable("kind", "packs", "size", "last used")
     for kind, packs_of_kind in cache_document(packs).items():
         used_at = (
             datetime.fromtimestamp(packs_of_kind["used_at"]).astimezone().strftime("%Y-%m-%d %H:%M")
@@ -198,13 +208,13 @@ def _gpu_cells(gpu: "Gpu") -> tuple[str, ...]:
     if bf16 == "no":
         serves = "nothing"
     ecc = "" if device.ecc is None else "on" if device.ecc else "off"
-    memory = (str(gpu.memory_mib), str(device.free_mib))
+    memory = (f"{gpu.memory_mib / 1024:.1f} GiB", f"{device.free_mib / 1024:.1f} GiB")
     return gpu.uuid, gpu.name, *memory, bf16, ecc, memory_class, serves
 
 
 def unreadable_table(messages: "Sequence[UnreadableMessage]") -> Table:
     """Show one unreadable message per row, without its text, which may hold signed URLs."""
-    table = Table("set aside", "queue", "bytes", "reason")
+    table = FoldedTable("set aside", "queue", "bytes", "reason")
     for message in messages:
         at = datetime.fromtimestamp(message.set_aside_at).astimezone()
         shown_at = at.strftime("%m-%d %H:%M:%S")

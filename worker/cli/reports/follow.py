@@ -24,7 +24,7 @@ from tasks.eta.history import p90
 from tasks.state.record import JobRecord, JobStatus
 from worker.cli.reports.job_report import show_published
 from worker.cli.reports.job_tables import stage_table
-from worker.cli.reports.output import duration_text, print_json, stdout
+from worker.cli.reports.output import counted, duration_text, print_json, stdout
 
 _BLOCK_MS = 1000
 # Short waits are normal and need no explanation; each explanation costs the broker a few reads.
@@ -86,8 +86,8 @@ def waiting_note(client: Client, record: JobRecord) -> events.Note | None:
     if waits is None or record.status not in (JobStatus.QUEUED, JobStatus.RUNNING):
         return None
     message = (
-        f"{record.stage} waits in {record.pending_queue} for a free worker; the last {len(waits)} "
-        f"wait(s) there: median {duration_text(median(waits))}, "
+        f"{record.stage} waits in {record.pending_queue} for a free worker; the last "
+        f"{counted(len(waits), 'wait')} there: median {duration_text(median(waits))}, "
         f"90 % within {duration_text(p90(waits))}"
     )
     return events.Note(level="info", message=message)
@@ -135,6 +135,7 @@ class _Display(AbstractContextManager["_Display"]):
         )
         self._bar: TaskID | None = None
         self._printed_tenth = -1
+        self._last_warning = ""
 
     def __enter__(self) -> "_Display":
         self._progress.start()
@@ -162,16 +163,33 @@ class _Display(AbstractContextManager["_Display"]):
             case events.Progress():
                 self._advance(event)
             case events.DatasetChecked():
-                counts = f"{event.errors} errors, {event.warnings} warnings"
-                self._line(f"{event.images} images, {counts}")
+                counts = (
+                    (event.images, "image"),
+                    (event.errors, "error"),
+                    (event.warnings, "warning"),
+                )
+                self._line(", ".join(counted(number, noun) for number, noun in counts))
             case events.CheckpointSaved():
                 self._line(f"checkpoint at step {event.step}")
             case events.ValidationImages():
-                self._line(f"{len(event.images)} validation images at step {event.step}")
+                images = counted(len(event.images), "validation image")
+                self._line(f"{images} at step {event.step}")
+            case events.Note(level="warning"):
+                self._warn(event.message)
             case events.Note():
-                self._line(event.message, "yellow" if event.level == "warning" else "dim")
+                self._line(event.message, "dim")
             case _:
                 pass
+
+    def _warn(self, message: str) -> None:
+        """Print a warning; of one that differs from the last only in its last part, that part.
+
+        A retry repeats its error, and ends with the number of the try and the delay.
+        """
+        first, _, last = message.rpartition("; ")
+        is_repeated = bool(first) and first == self._last_warning
+        self._last_warning = first
+        self._line(f"  the same error; {last}" if is_repeated else message, "yellow")
 
     def _line(self, text: str, style: str | None = None) -> None:
         self._progress.console.print(f"  {escaped(text)}", style=style)

@@ -27,6 +27,7 @@ from tasks.tracing.spans import has_endpoint, trace_id
 from worker.cli.client import client_of
 from worker.cli.reports.job_tables import dataset_table, estimate_table, route_table, stage_table
 from worker.cli.reports.output import (
+    counted,
     duration_text,
     error_document,
     print_error,
@@ -198,7 +199,7 @@ def show_dry_run(settings: Settings, job: TrainingJob, *, json: bool) -> int:
             print_error(problems.message)
     if report.problems:
         count = len(report.problems)
-        print_error(f"the dataset has {count} problem(s); see the table above")
+        print_error(f"the dataset has {counted(count, 'problem')}; see the table above")
     if not error:
         estimate.show()
         stdout.print("the job can run; nothing was sent")

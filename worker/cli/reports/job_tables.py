@@ -15,7 +15,7 @@ from tasks.eta.history import UNITS, RunHistory, RunStatistics, WorkloadKey, p90
 from tasks.state.record import JobRecord
 from tasks.state.tenants.webhook_secrets import WebhookSecret
 from tasks.state.webhook_deliveries import Delivery
-from worker.cli.reports.output import duration_text
+from worker.cli.reports.output import FoldedTable, counted, duration_text
 
 # Needs Pillow, which the core does not have.
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _PARTS = {
 
 def stage_table(record: JobRecord) -> Table:
     """Show a job's stages: queue, worker, seconds, result."""
-    table = Table("stage", "queue", "worker", "seconds", "result", title=f"job {record.id}")
+    table = FoldedTable("stage", "queue", "worker", "seconds", "result", title=f"job {record.id}")
     unfinished = "stopped" if record.status.ended or record.pending_queue else "running"
     for name in STAGES:
         stage = record.stages.get(name)
@@ -50,7 +50,7 @@ def job_table(records: list[JobRecord], waits: Mapping[str, str | None]) -> Tabl
         records: The jobs.
         waits: What each of them waits for, by id; None if it runs or has ended.
     """
-    table = Table()
+    table = FoldedTable()
     for heading in ("id", "name", "type", "status", "stage", "submitted", "waits"):
         table.add_column(heading, no_wrap=heading == "id")
     for record in records:
@@ -68,7 +68,7 @@ def job_table(records: list[JobRecord], waits: Mapping[str, str | None]) -> Tabl
 
 def delivery_table(log: Sequence[Delivery]) -> Table:
     """Show one delivery of a job's webhook per row."""
-    table = Table()
+    table = FoldedTable()
     for heading in ("number", "event", "at", "status", "attempts", "answer", "next"):
         table.add_column(heading, no_wrap=heading in ("event", "at", "next"))
     for delivery in log:
@@ -84,7 +84,7 @@ def delivery_table(log: Sequence[Delivery]) -> Table:
 
 def webhook_secret_table(entries: Sequence[WebhookSecret]) -> Table:
     """Show one webhook secret per row, without the secret."""
-    table = Table("id", "created")
+    table = FoldedTable("id", "created")
     for entry in entries:
         table.add_row(entry.id, f"{entry.created_at:%Y-%m-%d %H:%M}")
     return table
@@ -92,7 +92,7 @@ def webhook_secret_table(entries: Sequence[WebhookSecret]) -> Table:
 
 def dead_letter_table(records: list[JobRecord]) -> Table:
     """Show one dead-lettered job per row: where and why it failed."""
-    table = Table("id", "name", "ended", "stage", "starts", "error")
+    table = FoldedTable("id", "name", "ended", "stage", "starts", "error")
     for record in records:
         table.add_row(
             record.id,
@@ -107,7 +107,7 @@ def dead_letter_table(records: list[JobRecord]) -> Table:
 
 def route_table(route: Route) -> Table:
     """Show a memory estimate's parts, their sum, and the class that holds it."""
-    table = Table("GPU memory", "GiB", title=f"{route.gpu_queue}: {route.reason}")
+    table = FoldedTable("GPU memory", "GiB", title=f"{route.gpu_queue}: {route.reason}")
     for part, gib in route.estimate.parts().items():
         table.add_row(_PARTS.get(part, part), f"{gib:.1f}")
     table.add_section()
@@ -121,18 +121,20 @@ def route_table(route: Route) -> Table:
 
 def dataset_table(report: "Report") -> Table:
     """Show a dataset's problems and warnings, and its number of images by training size."""
-    table = Table("", "file", "problem", "what to do", title=f"{len(report.samples)} images")
+    table = FoldedTable(
+        "", "file", "problem", "what to do", title=counted(len(report.samples), "image")
+    )
     for severity, findings in (("error", report.problems), ("warning", report.warnings)):
         for finding in findings:
             table.add_row(severity, finding.location, finding.message, finding.remedy)
     for size, count in sorted(report.buckets.items()):
-        table.add_row("size", str(size), f"{count} images", "")
+        table.add_row("size", str(size), counted(count, "image"), "")
     return table
 
 
 def estimate_table(expected: Forecast) -> Table:
     """Show how long each stage may wait and run, and from which runs that is known."""
-    table = Table("stage", "wait", "duration", "estimated from", title="expected")
+    table = FoldedTable("stage", "wait", "duration", "estimated from", title="expected")
     for stage in expected.stages:
         wait = "unknown" if stage.wait_s is None else duration_text(stage.wait_s)
         takes = "unknown" if stage.seconds is None else duration_text(stage.seconds)
@@ -148,12 +150,12 @@ def estimate_table(expected: Forecast) -> Table:
 
 def duration_tables(history: RunHistory) -> list[Table]:
     """Show a fleet's run history: a table per training type, and one of waits by queue."""
-    tables = []
+    tables: list[Table] = []
     for training_type, group in groupby(
         _ordered(history), lambda statistics: statistics.source.type
     ):
         headings = ("stage", "on", "runs", "unit", "median", "90 %", "besides")
-        table = Table(*headings, title=training_type)
+        table = FoldedTable(*headings, title=training_type)
         for statistics in group:
             seconds = (statistics.unit_s, statistics.unit_s_p90, statistics.overhead_s)
             work = statistics.source
@@ -161,7 +163,7 @@ def duration_tables(history: RunHistory) -> list[Table]:
             table.add_row(*cells, *map(duration_text, seconds))
         tables.append(table)
     if history.waits:
-        table = Table("queue", "waits", "median", "90 %")
+        table = FoldedTable("queue", "waits", "median", "90 %")
         for queue, waits in history.waits.items():
             texts = map(duration_text, (median(waits), p90(waits)))
             table.add_row(queue, str(len(waits)), *texts)

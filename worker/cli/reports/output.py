@@ -1,13 +1,27 @@
 """How commands print: text and tables for people, one JSON document a line for programs."""
 
 import json
+import os
+import sys
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from tasks.errors import JobError
 from tasks.escaping import escaped, escaped_lines
+
+# A pipe or a file has no width: nothing is folded there, for grep and for people.
+_UNFOLDED_WIDTH = 2000
+
+
+class FoldedTable(Table):
+    """A table that folds what is too wide for the terminal, and cuts nothing off."""
+
+    def add_column(self, header: Any = "", *args: Any, **options: Any) -> None:
+        """Add a column."""
+        super().add_column(header, *args, **{"overflow": "fold", **options})
 
 
 class _PlainConsole(Console):
@@ -18,7 +32,10 @@ class _PlainConsole(Console):
     """
 
     def __init__(self, *, stderr: bool = False) -> None:
-        super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
+        stream = sys.stderr if stderr else sys.stdout
+        is_wide = "COLUMNS" in os.environ or (stream is not None and stream.isatty())
+        width = None if is_wide else _UNFOLDED_WIDTH
+        super().__init__(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Return a string as rich's text; its line ends stay."""
@@ -27,6 +44,11 @@ class _PlainConsole(Console):
 
 stdout = _PlainConsole()
 stderr = _PlainConsole(stderr=True)
+
+
+def print_table(table: Table, empty: str) -> None:
+    """Print a table, or a sentence if it has no row."""
+    stdout.print(table if table.row_count else empty)
 
 
 def print_json(value: Any) -> None:
@@ -49,6 +71,11 @@ def print_warning(text: str) -> None:
 def error_document(error: JobError) -> dict[str, object]:
     """Return an error as JSON."""
     return {"code": error.code, "stage": error.stage, "message": error.message}
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, such as ``1 image`` and ``2 images``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def duration_text(seconds: float) -> str:

@@ -119,7 +119,7 @@ def test_a_waiting_job_shows_the_usual_wait(
     presence = WorkerInfo(queues=("gpu.40gb", "cpu"), memory_class=MemoryClass.GB40)
     WorkerHeartbeat(redis_client, "gpu@here", presence, HOUR).renew()
     message = (
-        "train waits in gpu.40gb for a free worker; the last 1 wait(s) there: median 1 min 30 s, "
+        "train waits in gpu.40gb for a free worker; the last 1 wait there: median 1 min 30 s, "
         "90 % within 1 min 30 s"
     )
     assert waiting_note(client, waiting) == Note(level="info", message=message)
