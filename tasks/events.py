@@ -240,6 +240,22 @@ class TrainDone(StrictModel):
     CUDA's context; null on the CPU."""
 
 
+class CaptionWritten(StrictModel):
+    """The caption of an image; for the task, not for the readers of a job."""
+
+    kind: Literal["caption_written"] = "caption_written"
+    name: str
+    """The image's name in its upload."""
+    text: str
+    """The caption; empty if the model wrote nothing that can be read."""
+
+
+class CaptionDone(StrictModel):
+    """The trainer's answer to a ``caption`` request: each image had its event."""
+
+    kind: Literal["caption_done"] = "caption_done"
+
+
 class TrainFailed(StrictModel):
     """The trainer's answer if it cannot continue."""
 
@@ -282,6 +298,8 @@ Event = Annotated[
     | TrainerPhase
     | CacheDone
     | TrainDone
+    | CaptionWritten
+    | CaptionDone
     | TrainFailed,
     Field(discriminator="kind"),
 ]

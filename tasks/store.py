@@ -44,6 +44,16 @@ def image_key(digest: str) -> str:
     return f"images/{digest[:2]}/{digest}"
 
 
+def caption_key(settings: str, image: str) -> str:
+    """Return the key of the caption that a model has written for an image.
+
+    Args:
+        settings: The digest of the model and all else that decides its captions.
+        image: The SHA-256 of the image's file.
+    """
+    return f"captions/{settings}/{image[:2]}/{image}.txt"
+
+
 def pack_prefix(kind: str) -> str:
     """Return the prefix of the packs of a kind of entries."""
     return f"{PACKS}/{kind}/"

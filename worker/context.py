@@ -13,9 +13,16 @@ from routing.classes import MemoryClass
 from routing.queues import Engine
 from tasks.access.tenant_secrets import TenantSecrets
 from tasks.cache.index import PackIndex
+from tasks.captions.runs import CaptionRuns
 from tasks.eta.history import RunHistoryStore, WorkDone
 from tasks.settings.settings import Settings
-from tasks.stages.worker_context import Backoff, Tracker, WorkerContext, WorkerServices
+from tasks.stages.worker_context import (
+    Backoff,
+    CaptionServices,
+    Tracker,
+    WorkerContext,
+    WorkerServices,
+)
 from tasks.state.audit import Action, newest_actor
 from tasks.state.connection import connect
 from tasks.state.job_store import JobStore
@@ -166,4 +173,10 @@ def make_context(
         memory_class=memory_class,
         tracing=start_tracing(worker),
         secrets=TenantSecrets(settings.secrets_dir),
+        captions=CaptionServices(
+            CaptionRuns(client),
+            trainer,
+            settings.visibility_timeout.total_seconds(),
+            settings.data_max_bytes,
+        ),
     )

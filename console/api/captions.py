@@ -32,7 +32,7 @@ class CaptionRequest(BaseModel):
 async def create_captions(
     caller: Uploader, services: ServicesDep, request: CaptionRequest
 ) -> CaptionRunView:
-    """Start a run that writes captions. The upload stays as it is; 409 if no model is configured."""
+    """Start a run that writes captions; 409 if no model is configured. No upload is changed."""
     return await services.captioning.start(
         caller, request.upload, only=request.files, style=request.style
     )

@@ -226,6 +226,36 @@ def json_object(folder: Path, name: str) -> dict[str, object]:
     return values
 
 
+def transformers_folder(model: str, revision: str | None) -> Path:
+    """Return the folder of a transformers model, downloaded if it is on the Hub.
+
+    Raises:
+        BaseModelFilesError: It is missing.
+    """
+    if Path(model).is_dir():
+        return Path(model)
+    return _download(model, (*_SETTINGS, f"model{_WEIGHTS}"), (), revision)
+
+
+def transformers_weights(folder: Path) -> list[Path]:
+    """Return the files with a transformers model's weights.
+
+    Raises:
+        BaseModelFilesError: There are none, or the list of its shards is damaged.
+    """
+    index = "model.safetensors.index.json"
+    if (folder / index).is_file():
+        try:
+            shards = set(_shards(json_object(folder, index)))
+        except (AttributeError, TypeError) as error:
+            problem = f"{index} is damaged; download it again"
+            raise BaseModelFilesError(str(folder), problem) from error
+        return sorted(folder / Path(shard).name for shard in shards)
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    raise BaseModelFilesError(str(folder), _no_weights(folder))
+
+
 def _no_weights(part: Path) -> str:
     """Return what a folder has instead of weights."""
     names = sorted(file.name for file in part.iterdir()) if part.is_dir() else []
@@ -346,11 +376,16 @@ def _from_hub(
     return _download(model, plain, _VARIANTS) if plain else folder
 
 
-def _download(model: str, patterns: Sequence[str], ignored: Sequence[str]) -> Path:
+def _download(
+    model: str, patterns: Sequence[str], ignored: Sequence[str], revision: str | None = None
+) -> Path:
     try:
         return Path(
             huggingface_hub.snapshot_download(
-                model, allow_patterns=list(patterns), ignore_patterns=list(ignored)
+                model,
+                revision=revision,
+                allow_patterns=list(patterns),
+                ignore_patterns=list(ignored),
             )
         )
     except HFValidationError as error:

@@ -36,7 +36,7 @@ MAX_ACTIVE = 2
 MAX_IMAGES = 1000
 """The images of a run: more is a day's work on a CPU, and its captions a large reply."""
 MAX_ATTEMPTS = 4
-"""Starts of a run by workers, of which each but the last was lost or gave it back."""
+"""Starts of a run by workers, each of which was lost or met a transient error."""
 # A start that has not renewed its lease for this long, and whose message was not delivered again.
 _LOST_AFTER_S = 3600.0
 
@@ -182,6 +182,10 @@ class CaptionRuns:
     def begin(self, run: CaptionRun) -> bool:
         """Record a worker's start; False if the run was cancelled meanwhile."""
         return self._write(run, state="running", attempts=run.attempts + 1, done=0)
+
+    def give_back(self, run: CaptionRun) -> bool:
+        """Let another worker begin again; False if the run was cancelled meanwhile."""
+        return self._write(run, state="waiting", attempts=run.attempts)
 
     def advance(
         self, run: CaptionRun, done: int, total: int, captions: Mapping[str, str] | None = None

@@ -77,7 +77,17 @@ IF_VALIDATING = ActsIf(
 CLIP_TARGETS = ("fc1", "fc2", "q_proj", "k_proj", "v_proj", "out_proj")
 PICKLE_ENDINGS = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 FLEET_FOLDERS = frozenset(
-    {"audit", "cache", "datasets", "images", "jobs", "known_images", "records", "uploads"}
+    {
+        "audit",
+        "cache",
+        "captions",
+        "datasets",
+        "images",
+        "jobs",
+        "known_images",
+        "records",
+        "uploads",
+    }
 )
 """The folders of the store that hold what the fleet reads back: no job publishes there."""
 # One event lists all images of a step in some 350 bytes each; a worker takes lines of 256 KiB.

@@ -11,10 +11,11 @@ from celery import Celery, Task
 from celery.exceptions import Ignore, Reject
 
 from tasks.app import make_app
-from tasks.contract import SUBMIT, SUBMIT_QUEUE, task_name
+from tasks.contract import CAPTION, SUBMIT, SUBMIT_QUEUE, task_name
 from tasks.errors import JobError
 from tasks.settings.settings import Settings
 from tasks.stages.cache import cache
+from tasks.stages.caption import write_captions
 from tasks.stages.outcomes import (
     Cancelled,
     DeferredToNewerWorker,
@@ -69,6 +70,7 @@ def make_worker_app(
     for stage, body in STAGE_BODIES.items():
         _add_stage(app, stage, body, worker, draining)
     _add_submit(app, worker)
+    _add_caption(app, worker, draining)
     return app
 
 
@@ -174,3 +176,31 @@ def _add_submit(app: Celery, worker: Callable[[], WorkerContext]) -> None:
         if submission.outcome == DispatchOutcome.WAITING:
             context.services.dispatch_waiting()
         raise Ignore(f"job {job_id} continues without this task, and keeps its result")
+
+
+def _add_caption(
+    app: Celery, worker: Callable[[], WorkerContext], draining: Callable[[], bool]
+) -> None:
+    @app.task(  # type: ignore[untyped-decorator]
+        name=CAPTION,
+        bind=True,
+        shared=False,
+        ignore_result=True,
+        max_retries=None,
+        Request=StageRequest,
+    )
+    def caption(self: Task, run_id: str) -> None:
+        context = worker()
+        try:
+            match write_captions(run_id, context, draining):
+                case Requeued(reason):
+                    raise Reject(reason, requeue=True)
+                case RetriedAfterDelay():
+                    raise self.retry(
+                        countdown=context.backoff.delay_s(0),
+                        argsrepr=self.request.get("argsrepr"),
+                    )
+                case Discarded(reason):
+                    raise Ignore(reason)
+        finally:
+            context.services.dispatch_waiting()

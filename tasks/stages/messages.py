@@ -28,7 +28,7 @@ from pydantic import (
 )
 
 from routing.queues import CPU_QUEUE, ENGINE_QUEUES, GPU_QUEUES, stage_queue
-from tasks.contract import STAGES, SUBMIT, SUBMIT_QUEUE, task_name
+from tasks.contract import CAPTION, STAGES, SUBMIT, SUBMIT_QUEUE, task_name
 from tasks.jobs.document import DocumentError, refuse_repeated_keys
 from tasks.jobs.job import SafeName
 
@@ -45,7 +45,12 @@ SUBMIT_QUEUES = frozenset({SUBMIT_QUEUE, CPU_QUEUE})
 """The queues of submissions."""
 
 _TaskName = Literal[
-    "training.submit", "training.prepare", "training.cache", "training.train", "training.publish"
+    "training.submit",
+    "training.prepare",
+    "training.cache",
+    "training.train",
+    "training.publish",
+    "training.caption",
 ]
 _Id = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:@-]{1,200}$")]
 _Text = Annotated[str, StringConstraints(max_length=4096)]
@@ -175,7 +180,7 @@ class TaskMessage:
 
     Attributes:
         document: The message as kombu reads it.
-        job_id: The job whose stage it starts; None in a submission.
+        job_id: The job whose stage it starts; None in a submission, and for captions.
         stage: The stage.
         deliveries: How often it was delivered before.
         attempt: The job's attempt when these deliveries began to count.
@@ -224,13 +229,9 @@ def _read(text: bytes | str, queue: str) -> TaskMessage:
     body = dumps(loads(body))  # type: ignore[no-untyped-call]
     job_id = stage = None
     if task == SUBMIT:
-        args, kwargs, embed = _SUBMIT_BODY.validate_json(body)
-        if len(args) + len(kwargs) != 1 or not kwargs.keys() <= {"job"}:
-            raise _RefusedError("is a submission with other arguments than one job")
-        if queue not in SUBMIT_QUEUES:
-            raise _RefusedError("is a submission in a queue of stages")
-        if embed is not None and embed.chain:
-            raise _RefusedError("is a submission with a chain")
+        _check_submission(body, queue)
+    elif task == CAPTION:
+        _check_captions(body, queue)
     else:
         stage = _stage_of(task)
         (job_id,), _, embed = _STAGE_BODY.validate_json(body)
@@ -239,6 +240,25 @@ def _read(text: bytes | str, queue: str) -> TaskMessage:
         if embed is not None and embed.chain:
             _check_chain(stage, job_id, embed.chain)
     return TaskMessage(document, job_id, stage, properties.deliveries, properties.attempt)
+
+
+def _check_submission(body: str | bytes, queue: str) -> None:
+    args, kwargs, embed = _SUBMIT_BODY.validate_json(body)
+    if len(args) + len(kwargs) != 1 or not kwargs.keys() <= {"job"}:
+        raise _RefusedError("is a submission with other arguments than one job")
+    if queue not in SUBMIT_QUEUES:
+        raise _RefusedError("is a submission in a queue of stages")
+    if embed is not None and embed.chain:
+        raise _RefusedError("is a submission with a chain")
+
+
+def _check_captions(body: str | bytes, queue: str) -> None:
+    """Check the body of a message that asks for captions, whose only argument is a run's id."""
+    _, _, embed = _STAGE_BODY.validate_json(body)
+    if queue != CPU_QUEUE and queue not in GPU_QUEUES:
+        raise _RefusedError("asks for captions in the queue of another task")
+    if embed is not None and embed.chain:
+        raise _RefusedError("asks for captions with a chain")
 
 
 def _check_chain(stage: str, job_id: str, chain: list[_NextStage]) -> None:

@@ -1,11 +1,12 @@
 """Requests to a trainer subprocess, as JSON lines on its standard input, and its exit codes."""
 
 from enum import IntEnum
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from routing.queues import DIFFUSERS, Engine
+from tasks.captions.runs import CaptionModel, CaptionStyle
 from tasks.events import EncoderDigests
 from tasks.jobs.job import TrainingConfig
 from tasks.strict_model import StrictModel
@@ -61,6 +62,62 @@ class TrainerRequest(StrictModel):
     def base_model(self) -> tuple[str, ...]:
         """What a trainer keeps loaded for the next request of the same base model."""
         return self.device, self.training.model
+
+
+class CaptionImage(StrictModel):
+    """An image to write a caption for."""
+
+    name: str
+    """The file's name in the upload."""
+
+    path: str
+    """A small JPEG of the image, which a decoder has made."""
+
+    sha256: str
+    """The SHA-256 of the upload's file, in hex."""
+
+
+class CaptionRequest(StrictModel):
+    """Captions to write. The trainer answers with an event for each, and ``CaptionDone``."""
+
+    stage: Literal["caption"] = "caption"
+
+    job_id: str
+    """The id of the caption run."""
+
+    model: CaptionModel
+
+    style: CaptionStyle
+
+    images: tuple[CaptionImage, ...]
+
+    store_url: str
+    """The store of captions that were written before."""
+
+    device: Literal["cpu", "cuda"]
+
+    limit_gib: float | None
+    """The GPU memory that the model may take; null on the CPU."""
+
+    @property
+    def base_model(self) -> tuple[str, ...]:
+        """What a trainer keeps loaded for the next request of the same model."""
+        return self.device, self.model.model
+
+
+Request = TrainerRequest | CaptionRequest
+"""A request to the trainer."""
+
+_REQUEST: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="stage")])
+
+
+def parse_request(line: str) -> Request:
+    """Return the request of a line of JSON.
+
+    Raises:
+        pydantic.ValidationError: The line is not a request.
+    """
+    return _REQUEST.validate_json(line)
 
 
 class TrainerExit(IntEnum):

@@ -10,10 +10,11 @@ from routing.classes import MemoryClass
 from routing.queues import Engine
 from tasks.access.tenant_secrets import TenantSecrets
 from tasks.cache.index import PackIndex
+from tasks.captions.runs import CaptionRuns
 from tasks.data.read_policy import ReadPolicy
 from tasks.eta.history import WorkDone
 from tasks.events import CacheDone, Event, TrainDone
-from tasks.stages.trainer_protocol import TrainerRequest
+from tasks.stages.trainer_protocol import CaptionRequest, TrainerRequest
 from tasks.state.audit import Action
 from tasks.state.job_store import JobStore
 from tasks.state.record import JobRecord, StageRecord
@@ -59,6 +60,42 @@ class Trainer(Protocol):
     def close(self) -> None:
         """End the process that is kept for later requests."""
         ...
+
+
+class CaptioningTrainer(Trainer, Protocol):
+    """A trainer that writes captions, too."""
+
+    def caption(
+        self,
+        request: CaptionRequest,
+        *,
+        on_event: Callable[[Event], None],
+        stop_requested: Callable[[], bool],
+    ) -> None:
+        """Write captions; see ``run`` for the arguments.
+
+        Raises:
+            TrainerInterrupted: It stopped on request.
+            TrainerError: It failed; the message is the trainer's own, or the end of its output.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class CaptionServices:
+    """What a worker needs to write captions.
+
+    Attributes:
+        runs: The fleet's caption runs.
+        trainer: Runs the model.
+        lease_s: How long a worker that is lost keeps others from its run.
+        max_bytes: The maximum size of an upload, unpacked.
+    """
+
+    runs: CaptionRuns
+    trainer: CaptioningTrainer
+    lease_s: float
+    max_bytes: int
 
 
 class Tracker(Protocol):
@@ -159,6 +196,7 @@ class WorkerContext:
         memory_class: The class of the worker's GPU; None without a GPU.
         tracing: Sends the spans of jobs' traces.
         secrets: Tenants' secrets.
+        captions: Writes captions; None where none are written.
         hub_endpoint: The Hub that results are copied to; None for the public one, or the one that
             ``HF_ENDPOINT`` names.
     """
@@ -178,3 +216,4 @@ class WorkerContext:
     tracing: Tracing = field(default_factory=Tracing)
     secrets: TenantSecrets = field(default_factory=TenantSecrets)
     hub_endpoint: str | None = None
+    captions: CaptionServices | None = None

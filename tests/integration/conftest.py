@@ -36,6 +36,14 @@ def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def caption_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "tiny-florence"
+    command = [sys.executable, "-P", "-m", "tests.worker.trainer.caption_models", str(folder)]
+    subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parents[2])
+    return folder
+
+
+@pytest.fixture(scope="session")
 def traces() -> Iterator[Receiver]:
     """The collector of the shared fleet's traces."""
     with receiving() as receiver:

@@ -10,6 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from tasks.state.connection import connect
 from tests.integration.conftest import short_job
 from tests.integration.fleets import PATIENCE_S, Fleet, free_port
 from tests.waiting import wait_until
@@ -18,11 +19,15 @@ TUS = {"Tus-Resumable": "1.0.0"}
 
 
 @pytest.fixture(scope="module")
-def console(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator["Served"]:
+def console(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, caption_model: Path
+) -> Iterator["Served"]:
     port, home = free_port(), tmp_path_factory.mktemp("console-fleet")
     settings = {
         "TRAINING_CONSOLE_PORT": str(port),
         "TRAINING_TENANT_ROOTS": str(tiny_model.parent),
+        "TRAINING_CAPTION_MODEL": str(caption_model),
+        "TRAINING_CAPTION_MAX_TOKENS": "8",
     }
     with Fleet(home, "40gb", **settings) as fleet:
         url = f"http://127.0.0.1:{port}"
@@ -167,6 +172,37 @@ def events_of(client: httpx2.Client, job_id: str) -> Iterator[dict[str, Any]]:
         for line in stream.iter_lines():
             if line.startswith("data: "):
                 yield json.loads(line.removeprefix("data: "))
+
+
+def test_a_model_writes_the_captions_of_an_upload(console: Served, images: Path) -> None:
+    with console.client("acme") as acme:
+        upload_id = uploaded_in_pieces(acme, archive_of(images, broken=True))
+        names = sorted(path.name for path in images.glob("*.png"))[:3]
+
+        def finished(**request: Any) -> dict[str, Any]:
+            started = acme.post("/captions", json={"upload": upload_id, **request})
+            assert started.status_code == 202, started.text
+            path = f"/captions/{started.json()['id']}"
+            wait_until(
+                lambda: acme.get(path).json()["state"] in ("done", "failed"),
+                timeout_s=PATIENCE_S,
+                description="the captions are written",
+                detail=console.fleet.log,
+            )
+            run: dict[str, Any] = acme.get(path).json()
+            assert acme.delete(path).status_code == 204
+            return run
+
+        run = finished(files=[*names, "torn.png"])
+        assert (run["state"], run["done"], run["total"], run["error"]) == ("done", 3, 3, None)
+        assert sorted(run["captions"]) == names
+        assert all(run["captions"].values())
+        # Nothing is written twice: the same words, from the store.
+        assert finished(files=names)["captions"] == run["captions"]
+        store = console.fleet.home / "store" / "captions"
+        assert len(list(store.rglob("*.txt"))) == len({*run["captions"]})
+    with connect(console.fleet.broker_url) as broker:
+        assert not broker.keys("training:captions:[rtl]*")
 
 
 def test_the_cli_checks_an_upload(console: Served, tiny_model: Path, images: Path) -> None:

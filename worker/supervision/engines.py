@@ -4,7 +4,8 @@ import json
 import logging
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,8 +17,8 @@ from tasks.errors import ErrorCode, TrainerError
 from tasks.events import CacheDone, Event, TrainDone
 from tasks.jobs.invoke import parse_patches
 from tasks.settings.settings import Settings
-from tasks.stages.trainer_protocol import TrainerRequest
-from tasks.stages.worker_context import Trainer
+from tasks.stages.trainer_protocol import CaptionRequest, TrainerRequest
+from tasks.stages.worker_context import CaptioningTrainer, Trainer
 from worker.supervision.trainer_pool import TrainerPool
 from worker.supervision.trainer_process import Limits
 
@@ -167,7 +168,7 @@ def make_trainers(
 
 
 class EngineTrainers:
-    """Gives each request to its engine's trainer: the ``Trainer`` of ``worker_context``.
+    """Gives each request to its engine's trainer: the trainer of ``worker_context``.
 
     Args:
         diffusers: The trainer of engine ``diffusers``, whose process is kept between requests.
@@ -178,7 +179,7 @@ class EngineTrainers:
 
     def __init__(
         self,
-        diffusers: Trainer,
+        diffusers: CaptioningTrainer,
         invoke: Trainer,
         patches: str,
         on_gpu_failure: Callable[[str], None],
@@ -196,20 +197,36 @@ class EngineTrainers:
         stop_requested: Callable[[], bool],
     ) -> CacheDone | TrainDone:
         """Run a request; see ``tasks.stages.worker_context.Trainer``."""
-        trainer = self._diffusers
+        trainer: Trainer = self._diffusers
         if request.engine == INVOKE:
             # The kept process of the other engine holds GPU memory.
             self._diffusers.close()
             trainer = self._invoke
             request = request.model_copy(update={"patches": self._patches})
-        try:
+        with self._reporting_gpu_failures():
             return trainer.run(request, on_event=on_event, stop_requested=stop_requested)
-        except TrainerError as error:
-            if error.code == ErrorCode.GPU_FAILED:
-                self._on_gpu_failure(error.message)
-            raise
+
+    def caption(
+        self,
+        request: CaptionRequest,
+        *,
+        on_event: Callable[[Event], None],
+        stop_requested: Callable[[], bool],
+    ) -> None:
+        """Write captions; see ``tasks.stages.worker_context.CaptioningTrainer``."""
+        with self._reporting_gpu_failures():
+            self._diffusers.caption(request, on_event=on_event, stop_requested=stop_requested)
 
     def close(self) -> None:
         """End the kept trainers."""
         self._diffusers.close()
         self._invoke.close()
+
+    @contextmanager
+    def _reporting_gpu_failures(self) -> Iterator[None]:
+        try:
+            yield
+        except TrainerError as error:
+            if error.code == ErrorCode.GPU_FAILED:
+                self._on_gpu_failure(error.message)
+            raise

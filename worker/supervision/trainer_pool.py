@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 from tasks.errors import TrainerError
-from tasks.events import CacheDone, Event, Note, TrainDone, TrainerStarted
-from tasks.stages.trainer_protocol import TrainerRequest
+from tasks.events import CacheDone, CaptionDone, Event, Note, TrainDone, TrainerStarted
+from tasks.stages.trainer_protocol import CaptionRequest, Request, TrainerRequest
 from worker.supervision.trainer_process import (
+    Answer,
     Limits,
     TrainerCrashedError,
     TrainerExitedIdleError,
@@ -84,6 +85,36 @@ class TrainerPool:
         stop_requested: Callable[[], bool],
     ) -> CacheDone | TrainDone:
         """Run a request; see ``tasks.stages.worker_context.Trainer``."""
+        answer = self._run(request, on_event, stop_requested)
+        if isinstance(answer, CaptionDone):
+            raise TypeError(f"the trainer answered a {request.stage} request with {answer.kind}")
+        return answer
+
+    def caption(
+        self,
+        request: CaptionRequest,
+        *,
+        on_event: Callable[[Event], None],
+        stop_requested: Callable[[], bool],
+    ) -> None:
+        """Write captions; see ``tasks.stages.worker_context.CaptioningTrainer``."""
+        answer = self._run(request, on_event, stop_requested)
+        if not isinstance(answer, CaptionDone):
+            raise TypeError(f"the trainer answered a caption request with {answer.kind}")
+
+    def close(self) -> None:
+        """End the kept trainer."""
+        if self._kept is not None:
+            self._kept.end()
+            self._kept = None
+
+    def _run(
+        self,
+        request: Request,
+        on_event: Callable[[Event], None],
+        stop_requested: Callable[[], bool],
+    ) -> Answer:
+        """Run a request, and what is left of it after each crash."""
         deadline = time.monotonic() + (self._limits.total_s or math.inf)
         how: StartKind = "cold"
         for restarts_left in reversed(range(self._restarts + 1)):
@@ -97,20 +128,14 @@ class TrainerPool:
                 on_event(Note(level="warning", message=f"{crash.cause}; it is restarted"))
         raise AssertionError("unreachable")
 
-    def close(self) -> None:
-        """End the kept trainer."""
-        if self._kept is not None:
-            self._kept.end()
-            self._kept = None
-
     def _run_once(
         self,
-        request: TrainerRequest,
+        request: Request,
         on_event: Callable[[Event], None],
         stop_requested: Callable[[], bool],
         deadline: float,
         how: StartKind,
-    ) -> CacheDone | TrainDone:
+    ) -> Answer:
         """Run a request in the kept trainer if that can serve it, else in a new one."""
         kept = self._take_kept(request)
         if kept is not None:
@@ -125,11 +150,11 @@ class TrainerPool:
     def _run_in(
         self,
         process: TrainerProcess,
-        request: TrainerRequest,
+        request: Request,
         on_event: Callable[[Event], None],
         stop_requested: Callable[[], bool],
         deadline: float,
-    ) -> CacheDone | TrainDone:
+    ) -> Answer:
         """Run a request in a process, and keep the process for the next request."""
         answer = process.run(
             request, on_event=on_event, stop_requested=stop_requested, deadline=deadline
@@ -140,7 +165,7 @@ class TrainerPool:
             process.end()
         return answer
 
-    def _take_kept(self, request: TrainerRequest) -> TrainerProcess | None:
+    def _take_kept(self, request: Request) -> TrainerProcess | None:
         """Return the kept trainer, which is kept no more; None, and end it, if it cannot serve."""
         kept, self._kept = self._kept, None
         if kept is None or (kept.base_model == request.base_model and kept.is_alive()):

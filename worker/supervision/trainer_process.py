@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from tasks.errors import ErrorCode, TrainerError, UnreadableFileError
 from tasks.events import (
     CacheDone,
+    CaptionDone,
     CheckpointSaved,
     Event,
     EventRouter,
@@ -33,11 +34,14 @@ from tasks.events import (
     parse_event,
 )
 from tasks.stages.cuda_errors import GPU_MESSAGES, find_cuda_error
-from tasks.stages.trainer_protocol import TrainerExit, TrainerRequest
+from tasks.stages.trainer_protocol import CaptionRequest, Request, TrainerExit
 from tasks.stages.worker_context import TrainerInterrupted
 from worker.supervision.process import kill_group, spawn
 
 logger = logging.getLogger(__name__)
+
+Answer = CacheDone | TrainDone | CaptionDone
+"""What a trainer ends a request with that it has carried out."""
 
 # An event is a line of a few hundred bytes.
 _MAX_LINE = 256 * 1024
@@ -85,8 +89,13 @@ class TrainerCrashedError(Exception):
         self._checkpoint = checkpoint
         self._stored = stored
 
-    def rest_of(self, request: TrainerRequest) -> TrainerRequest:
-        """Return what is left of the request: from the last checkpoint, without stored entries."""
+    def rest_of(self, request: Request) -> Request:
+        """Return what is left of the request: from the last checkpoint, without stored entries.
+
+        Captions that are written are in the store.
+        """
+        if isinstance(request, CaptionRequest):
+            return request
         entries = tuple(entry for entry in request.cache_entries if entry not in self._stored)
         changes: dict[str, object] = {"cache_entries": entries}
         if self._checkpoint is not None:
@@ -98,14 +107,14 @@ class TrainerCrashedError(Exception):
 class _Progress:
     """What a trainer has reported of its current request, and what was requested of it."""
 
-    request: TrainerRequest
+    request: Request
     deadline: float
     last_output_at: float = field(default_factory=time.monotonic)
     measured_at: float = field(default_factory=time.monotonic)
     has_output: bool = False
     checkpoint: CheckpointSaved | None = None
     stored: set[str] = field(default_factory=set)
-    answer: CacheDone | TrainDone | TrainFailed | None = None
+    answer: Answer | TrainFailed | None = None
     is_overdue: bool = False
     kill_at: float | None = None
     """When its grace period ends; None until it is asked to stop."""
@@ -116,12 +125,13 @@ class _Progress:
         router.handle(Heartbeat, lambda _: None)
         router.handle(CacheDone, self._set_answer)
         router.handle(TrainDone, self._set_answer)
+        router.handle(CaptionDone, self._set_answer)
         router.handle(TrainFailed, self._set_answer)
         router.observe(CheckpointSaved, self._set_checkpoint)
         router.observe(PackStored, lambda event: self.stored.update(event.entries))
         return router
 
-    def _set_answer(self, answer: CacheDone | TrainDone | TrainFailed) -> None:
+    def _set_answer(self, answer: Answer | TrainFailed) -> None:
         self.answer = answer
 
     def _set_checkpoint(self, checkpoint: CheckpointSaved) -> None:
@@ -168,12 +178,12 @@ class TrainerProcess:
 
     def run(
         self,
-        request: TrainerRequest,
+        request: Request,
         *,
         on_event: Callable[[Event], None],
         stop_requested: Callable[[], bool],
         deadline: float = math.inf,
-    ) -> CacheDone | TrainDone:
+    ) -> Answer:
         """Run a request; afterwards the process waits for another one or is dead.
 
         Args:
@@ -199,7 +209,7 @@ class TrainerProcess:
                 progress.has_output = True
                 router(event)
                 answer = progress.answer
-                if isinstance(answer, CacheDone | TrainDone) and progress.kill_at is None:
+                if isinstance(answer, Answer) and progress.kill_at is None:
                     self.is_waiting = True
                     return answer
             has_ended = self._wait(self._limits.grace_s)
@@ -225,7 +235,7 @@ class TrainerProcess:
             self._stderr.close()
             os.close(self._events_fd)
 
-    def _send(self, request: TrainerRequest) -> None:
+    def _send(self, request: Request) -> None:
         self.served += 1
         self._stderr_start = self._stderr.seek(0, os.SEEK_END)
         assert self._popen.stdin is not None
@@ -258,7 +268,7 @@ class TrainerProcess:
             for number, line in enumerate(lines, start=1):
                 event = _parse(line, progress)
                 is_last = number == len(lines) and not buffer
-                if isinstance(event, CacheDone | TrainDone) and not is_last:
+                if isinstance(event, Answer) and not is_last:
                     raise _crash("sent an event after its answer", progress)
                 yield event
             if len(buffer) > _MAX_LINE:
@@ -292,12 +302,12 @@ class TrainerProcess:
             )
             raise TrainerError(message, progress.request.stage)
 
-    def _interpret_end(self, progress: _Progress) -> CacheDone | TrainDone:
+    def _interpret_end(self, progress: _Progress) -> Answer:
         """Return the answer of a trainer that has exited, or raise what its exit means."""
         code, answer = self._popen.returncode, progress.answer
         if self.served > 1 and code == TrainerExit.DONE and not progress.has_output:
             raise TrainerExitedIdleError
-        if code == TrainerExit.DONE and isinstance(answer, CacheDone | TrainDone):
+        if code == TrainerExit.DONE and isinstance(answer, Answer):
             return answer
         stage = progress.request.stage
         if isinstance(answer, TrainFailed) and answer.file_key is not None:

@@ -1,6 +1,6 @@
 """The trainer process: ``python -P -m worker.trainer --events-fd N``.
 
-It reads one ``TrainerRequest`` a line from standard input, writes events to the inherited
+It reads one ``Request`` a line from standard input, writes events to the inherited
 descriptor N, and exits with a ``TrainerExit`` code. Standard output and standard error are for
 people.
 """
@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from tasks.errors import ErrorCode, JobError
 from tasks.events import TrainFailed
 from tasks.stages.cuda_errors import GPU_MESSAGES
-from tasks.stages.trainer_protocol import TrainerExit, TrainerRequest
+from tasks.stages.trainer_protocol import TrainerExit, parse_request
 from worker.trainer.compute.memory import find_gpu_error
 from worker.trainer.environment import set_up
 from worker.trainer.errors import DamagedFileError, InterruptedRun, RefusedError
@@ -92,7 +92,7 @@ def _serve(
 ) -> TrainerExit:
     """Carry out one request."""
     try:
-        request = TrainerRequest.model_validate_json(line)
+        request = parse_request(line)
         # Imported here: a cache request with nothing to encode needs few libraries.
         stage = importlib.import_module(f"{package}.{request.stage}")
         stage.run(request, pipe.emit, stop, cache)

@@ -55,7 +55,7 @@ def test_run_is_sent_to_the_queue_of_its_class_once(
     run = answer.json()
     assert (run["state"], run["upload"], run["done"], run["captions"]) == ("waiting", upload, 0, {})
     assert started(acme, upload, files=["cat.png"], style="short").json()["id"] == run["id"]
-    [text] = console.redis.lrange("gpu.24gb", 0, -1)  # type: ignore[misc]  # redis's async union
+    [text] = console.redis.lrange("gpu.24gb", 0, -1)
     headers = json.loads(text)["headers"]
     assert (headers["task"], headers["id"]) == ("training.caption", run["id"])
     assert headers["argsrepr"] == f"captions={run['id']} tenant=acme"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from redis import Redis
 
 from tasks.app import make_app
-from tasks.contract import STAGES, task_name
+from tasks.contract import CAPTION, STAGES, task_name
 from tasks.settings.settings import Settings
 from tasks.stages.messages import read_message
 from tasks.state.stage_message import stage_message
@@ -52,6 +52,20 @@ def test_a_chain_of_celery_is_read(app: Celery, redis_client: Redis) -> None:
     chain(tasks).apply_async(task_id="the-result")
     found = read_message(sent(redis_client, "cpu"), "cpu")
     assert (found.job_id, found.stage, found.deliveries) == ("a-job", "prepare", 0)
+
+
+@pytest.mark.parametrize("queue", ["cpu", "gpu.8gb"])
+def test_a_request_for_captions_is_read(app: Celery, redis_client: Redis, queue: str) -> None:
+    app.send_task(CAPTION, ("a-run",), queue=queue, task_id="a-run", ignore_result=True)
+    text = sent(redis_client, queue)
+    found = read_message(text, queue)
+    assert (found.job_id, found.stage) == (None, None)
+    for other in ("submit", "gpu.8gb.invoke-training"):
+        with pytest.raises(ValueError, match="in the queue of another task"):
+            read_message(text, other)
+    app.send_task(CAPTION, ("../a", "b"), queue=queue)
+    with pytest.raises(ValueError, match="body"):
+        read_message(sent(redis_client, queue), queue)
 
 
 @pytest.mark.parametrize("countdown", [None, 600])

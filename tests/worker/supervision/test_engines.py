@@ -12,7 +12,7 @@ from tasks.errors import ErrorCode, TrainerError
 from tasks.events import Event, TrainDone
 from tasks.jobs.invoke import PATCHES
 from tasks.settings.settings import Settings
-from tasks.stages.trainer_protocol import TrainerRequest
+from tasks.stages.trainer_protocol import CaptionRequest, TrainerRequest
 from tests.worker.cli.test_cli import run
 from tests.worker.trainer.runs_options import flux_request
 from worker.supervision.engines import (
@@ -116,6 +116,15 @@ class Noted:
         self.log.append(f"{self.name} runs")
         self.request = request
         return TrainDone(steps=1, final_loss=1.0)
+
+    def caption(
+        self,
+        request: CaptionRequest,
+        *,
+        on_event: Callable[[Event], None],
+        stop_requested: Callable[[], bool],
+    ) -> None:
+        self.log.append(f"{self.name} captions")
 
     def close(self) -> None:
         self.log.append(f"{self.name} closes")
