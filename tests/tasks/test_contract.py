@@ -36,7 +36,7 @@ def test_the_contract_is_one_file_that_needs_only_the_standard_library(tmp_path:
 def test_every_task_is_registered_by_its_wire_name(broker_url: str) -> None:
     app = make_worker_app(Settings(), broker_url, no_runtime)
     tasks = {name for name in app.tasks if not name.startswith("celery.")}
-    assert tasks == {contract.SUBMIT, *map(contract.task_name, contract.STAGES)}
+    assert tasks == {contract.SUBMIT, contract.CAPTION, *map(contract.task_name, contract.STAGES)}
     assert {contract.PREPARE, contract.CACHE, contract.TRAIN, contract.PUBLISH} < tasks
 
 
