@@ -23,6 +23,8 @@ WITHOUT_FAMILY = {
     "worker/cli/catalog.py": "examples in help",
     "worker/cli/local_runs.py": "what the demo shows",
     "worker/local/demo.py": "the job of the demo",
+    "worker/maintenance/reach.py": "the gated model whose access is checked",
+    "worker/training_worker.py": "the names of the plan",
     "worker/local/local_fleet.py": "which of its jobs a fleet's GPUs hold",
 }
 """Modules that name a family and need no change for another one, with the reason."""

@@ -1,4 +1,4 @@
-"""The checks of ``training-worker doctor``: broker, store, clock, GPUs, workers, leases.
+"""The checks of ``training-worker doctor``: broker, store, disks, clock, GPUs, workers, Hub.
 
 Each check reports what it found and what to do. No check stops another, and none changes anything
 but probes in the store and the broker.
@@ -8,10 +8,9 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 from uuid import uuid4
 
 import httpx2
@@ -30,19 +29,19 @@ from tasks.state.broker_url import BrokerUrl
 from tasks.state.connection import check_server, connect, connect_sentinels
 from tasks.state.control import JobControl
 from tasks.state.tenants.tenant_queues import TenantQueues
-from tasks.state.workers import live_workers
+from tasks.state.workers import WorkerInfo, live_workers
 from tasks.store import Store
 from worker.gpu.host_memory import host_memory_bytes, memory_shortage
 from worker.gpu.inventory import find_gpus, torch_build, why_untrainable
 from worker.kombu_redis.transport import Keys
 from worker.local.embedded_broker import broker_url
 from worker.local.flower import flower_address
+from worker.maintenance.finding import Finding, Level, gigabytes
+from worker.maintenance.reach import check_console, check_disks, check_hub
 from worker.maintenance.reconciler import scan_messages
 from worker.message_guard import unreadable_messages
 from worker.supervision.engines import find_invoke, invoke_python
 from worker.supervision.trainer_pool import ignored_variables
-
-Level = Literal["ok", "warning", "error"]
 
 _MIN_REDIS = (6, 2)
 _MIN_SENTINELS = 3
@@ -53,30 +52,16 @@ _FLOWER_TIMEOUT_S = 2.0
 _LATE_TIMEOUTS = 1.5
 
 
-@dataclass(frozen=True)
-class Finding:
-    """The result of a check.
-
-    Attributes:
-        level: ``error`` if jobs cannot run, or could be lost.
-        subject: What was checked.
-        message: What was found.
-        remedy: What to do about it.
-    """
-
-    level: Level
-    subject: str
-    message: str
-    remedy: str = ""
-
-
 def check_all(settings: Settings) -> list[Finding]:
     """Run all checks from this machine."""
     findings = [
         *_check_store(settings),
+        *check_disks(settings),
         *_check_scratch(settings),
         *_check_gpus(settings),
         *_check_packages(settings),
+        check_hub(),
+        *check_console(settings),
     ]
     try:
         url = broker_url(settings)
@@ -128,7 +113,9 @@ def _check_server(client: Redis, broker: BrokerUrl) -> Iterator[Finding]:
     limit, used = int(info.get("maxmemory", 0)), int(info["used_memory"])
     if limit and used > _MAX_MEMORY_SHARE * limit:
         remedy = "raise maxmemory, or shorten TRAINING_JOB_TTL"
-        yield Finding("warning", "broker memory", f"{used:,} of {limit:,} bytes used", remedy)
+        yield Finding(
+            "warning", "broker memory", f"{gigabytes(used)} of {gigabytes(limit)} used", remedy
+        )
     elif not limit and "maxmemory" in info and not broker.is_local:
         remedy = "set maxmemory to about 60 % of its memory: a full server is killed, and again"
         yield Finding("warning", "broker memory", "no maxmemory", remedy)
@@ -228,6 +215,7 @@ def _check_workers(client: Redis, settings: Settings) -> Iterator[Finding]:
             yield Finding("error", name, f"quarantined: {worker.quarantined}", "check its GPU")
         if worker.has_wrong_clock:
             yield _clock(f"clock of {name}", worker.clock_offset_s)
+    yield from _releases(live)
     served = {q for worker in live.values() if worker.quarantined is None for q in worker.queues}
     in_tenant_queues = TenantQueues(client, settings.job_ttl).waiting()
     for queue in ALL_QUEUES:
@@ -239,6 +227,16 @@ def _check_workers(client: Redis, settings: Settings) -> Iterator[Finding]:
                 remedy += " with this engine: training-worker engines install"
             jobs = f"{waiting} waiting {'job' if waiting == 1 else 'jobs'}"
             yield Finding("error", queue, f"{jobs}, and no live worker serves the queue", remedy)
+
+
+def _releases(live: Mapping[str, WorkerInfo]) -> Iterator[Finding]:
+    """Check that all workers run one release: an older one cannot read jobs of a newer one."""
+    by_release: dict[str, list[str]] = {}
+    for name, worker in sorted(live.items()):
+        by_release.setdefault(worker.release or "unknown", []).append(name)
+    if len(by_release) > 1:
+        found = "; ".join(f"{release}: {', '.join(names)}" for release, names in by_release.items())
+        yield Finding("warning", "releases", found, "upgrade all: see docs/guides/upgrade.md")
 
 
 def _check_leases(client: Redis, settings: Settings, keys: Keys) -> Iterator[Finding]:
@@ -313,11 +311,12 @@ def _check_scratch(settings: Settings) -> Iterator[Finding]:
 
 def _disk_space(folder: Path, max_dataset_bytes: int) -> Finding:
     free = shutil.disk_usage(folder).free
-    found = f"{free:,} bytes free in {folder}"
+    found = f"{gigabytes(free)} free in {folder}"
+    needed = f"{gigabytes(2 * max_dataset_bytes)}, twice TRAINING_DATA_MAX_BYTES"
     if free < 2 * max_dataset_bytes:
-        remedy = "free twice TRAINING_DATA_MAX_BYTES: that is what the largest dataset takes"
+        remedy = f"free {needed}: that is what the largest dataset takes"
         return Finding("warning", "scratch", found, remedy)
-    return Finding("ok", "scratch", found)
+    return Finding("ok", "scratch", f"{found}; the largest dataset takes {needed}")
 
 
 def _check_gpus(settings: Settings) -> Iterator[Finding]:
@@ -369,7 +368,7 @@ def _check_cuda() -> Iterator[Finding]:
 def _system_memory(memory_class: MemoryClass, total_bytes: int) -> Finding:
     problem = memory_shortage(memory_class, total_bytes)
     if problem is None:
-        return Finding("ok", "system memory", f"{total_bytes:,} bytes")
+        return Finding("ok", "system memory", gigabytes(total_bytes))
     remedy = "add memory, or serve the queues of smaller classes only (worker --queues)"
     return Finding("warning", "system memory", problem, remedy)
 

@@ -23,7 +23,8 @@ from tests.poison import unreadable
 from tests.waiting import wait_until
 from worker.kombu_redis.transport import Keys
 from worker.local.embedded_broker import find_server
-from worker.maintenance.doctor import Finding, _check_messages, check_all
+from worker.maintenance.doctor import _check_messages, check_all
+from worker.maintenance.finding import Finding
 from worker.message_guard import unreadable_messages
 from worker.supervision.process import spawn, stop
 
@@ -53,6 +54,15 @@ def test_a_healthy_fleet_has_no_error(settings: Settings, redis_client: Redis) -
     assert not list((settings.home_dir / "store").rglob("*probe*"))
     heartbeat.set_quarantine("XID 79")
     assert finding_of(settings, "gpu@here").message == "quarantined: XID 79"
+
+
+def test_workers_of_several_releases_are_listed(settings: Settings, redis_client: Redis) -> None:
+    for name, release in (("a@x", "0.2.0"), ("b@x", "0.1.0"), ("c@x", "0.2.0"), ("d@x", "")):
+        info = WorkerInfo(queues=("cpu",), memory_class=None, release=release)
+        WorkerHeartbeat(redis_client, name, info, timedelta(minutes=1)).renew()
+    found = finding_of(settings, "releases")
+    assert found.message == "0.2.0: a@x, c@x; 0.1.0: b@x; unknown: d@x"
+    assert "upgrade" in found.remedy
 
 
 def test_workers_with_a_wrong_clock_are_listed(

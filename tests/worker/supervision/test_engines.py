@@ -75,6 +75,7 @@ def test_a_library_that_cannot_be_imported_is_reported(
     package.mkdir()
     (package / "__init__.py").write_text("print('loading')\nraise RuntimeError('no nms\\nhere')")
     monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "torchvision.py").touch()
     monkeypatch.setattr(describe, "NEEDED", ())
     assert describe.describe() == {
         "versions": {},

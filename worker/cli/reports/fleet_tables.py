@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tasks.state.workers import WorkerInfo
     from worker.gpu.inventory import Gpu
     from worker.kombu_redis.unreadable import UnreadableMessage
-    from worker.maintenance.doctor import Finding
+    from worker.maintenance.finding import Finding
     from worker.supervision.engines import Installed
 
 _STYLES = {"ok": "green", "warning": "yellow", "error": "red"}

@@ -58,12 +58,22 @@ def follow(client: Client, job_id: str, *, as_json: bool) -> JobRecord:
         JobError: The job failed or was cancelled; its own error.
     """
     if as_json:
-        for event in _events(client, job_id):
+        for event in events_of(client, job_id):
             print_json(event.model_dump(mode="json"))
     else:
         with _Display() as display:
-            for event in _events(client, job_id):
+            for event in events_of(client, job_id):
                 display.show(event)
+    return ended_record(client, job_id)
+
+
+def ended_record(client: Client, job_id: str) -> JobRecord:
+    """Return the record of a job that has ended, with its result.
+
+    Raises:
+        UnknownJobError: There is no such job.
+        JobError: The job failed or was cancelled; its own error.
+    """
     record = client.state.get(job_id)
     if record.error_code is not None:
         raise JobError(record.error or "", record.error_code, record.error_stage or "")
@@ -93,8 +103,12 @@ def waiting_note(client: Client, record: JobRecord) -> events.Note | None:
     return events.Note(level="info", message=message)
 
 
-def _events(client: Client, job_id: str) -> Iterator[events.Event]:
-    """Yield all events of a job, and a note whenever it waits for long."""
+def events_of(client: Client, job_id: str) -> Iterator[events.Event]:
+    """Yield all events of a job until it ends, and a note whenever it waits for long.
+
+    Raises:
+        UnknownJobError: There is no such job.
+    """
     client.state.get(job_id)
     position, explained, explain_at = "0", "", time.monotonic() + _EXPLAIN_AFTER_S
     while True:

@@ -10,6 +10,8 @@ import json
 import sys
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 
+from worker.trainer.invoke.torchvision_build import accept_any_torchvision_build
+
 LIBRARY = "invoke-training"
 # The libraries that compute; with the rest of NEEDED, those that this engine imports.
 COMPUTING = ("torch", "torchvision", "diffusers", "transformers", "peft", "accelerate", "numpy")
@@ -38,9 +40,11 @@ def describe() -> dict[str, object]:
 
 def _import_problems() -> list[str]:
     """Return why the modules that this engine uses cannot be imported."""
+    name = "torchvision"
     try:
         # What they print is no part of the answer.
         with contextlib.redirect_stdout(sys.stderr):
+            accept_any_torchvision_build()
             for name in _IMPORTED:
                 importlib.import_module(name)
     except Exception as error:  # noqa: BLE001 - whatever a library raises, it is unusable
