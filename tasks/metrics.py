@@ -241,6 +241,11 @@ TRAINER_STARTS = _counter(
     "Requests to trainers: to a new process, to a warm one, or to one restarted after a crash.",
     {"start": ("cold", "warm", "restart")},
 )
+CAPTION_RUNS = _counter(
+    "caption_runs_total",
+    "Runs of the model that writes captions for uploads, by result.",
+    {"result": ("done", "failed")},
+)
 PUBLISHED_BYTES = _counter("published_bytes_total", "Bytes of published files.")
 WEBHOOKS = _counter(
     "webhooks_total",

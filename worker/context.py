@@ -25,6 +25,7 @@ from tasks.stages.worker_context import (
 )
 from tasks.state.audit import Action, newest_actor
 from tasks.state.connection import connect
+from tasks.state.counters import Counters
 from tasks.state.job_store import JobStore
 from tasks.state.record import JobRecord, StageRecord
 from tasks.state.scripts import Candidates
@@ -176,6 +177,7 @@ def make_context(
         captions=CaptionServices(
             CaptionRuns(client),
             trainer,
+            Counters(client, settings.job_ttl),
             settings.visibility_timeout.total_seconds(),
             settings.data_max_bytes,
         ),

@@ -37,6 +37,8 @@ class CaptionRunView(View):
     """Captions so far, by the names of the files in the upload."""
     error: str | None
     """Why the run failed."""
+    waiting_reason: str | None = None
+    """Why no worker can begin a run that waits; null if one can."""
     created_at: datetime
 
 
@@ -123,12 +125,14 @@ class Captioning:
         self._client.captions.remove(self._run(caller, run_id))
 
     def _started(self, request: CaptionRequestDocument) -> CaptionRunView:
-        run = self._client.start_captions(request)
-        return _view(run, self._client.captions.captions(run.id))
+        return self._viewed(self._client.start_captions(request))
 
     def _view_of(self, caller: Caller, run_id: str) -> CaptionRunView:
-        run = self._run(caller, run_id)
-        return _view(run, self._client.captions.captions(run.id))
+        return self._viewed(self._run(caller, run_id))
+
+    def _viewed(self, run: CaptionRun) -> CaptionRunView:
+        reason = self._client.unserved_reason(run.request.queue) if run.state == "waiting" else None
+        return _view(run, self._client.captions.captions(run.id), reason)
 
     def _run(self, caller: Caller, run_id: str) -> CaptionRun:
         # The ids of runs have the form of those of uploads.
@@ -138,7 +142,7 @@ class Captioning:
         return run
 
 
-def _view(run: CaptionRun, captions: dict[str, str]) -> CaptionRunView:
+def _view(run: CaptionRun, captions: dict[str, str], reason: str | None) -> CaptionRunView:
     return CaptionRunView(
         id=run.id,
         upload=run.request.upload,
@@ -147,5 +151,6 @@ def _view(run: CaptionRun, captions: dict[str, str]) -> CaptionRunView:
         total=run.total,
         captions=captions,
         error=run.error,
+        waiting_reason=reason,
         created_at=datetime.fromtimestamp(run.created_at, UTC),
     )

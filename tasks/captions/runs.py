@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import timedelta
 from importlib.resources import files
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from redis import Redis
 from redis.client import Pipeline
@@ -28,6 +28,8 @@ RunState = Literal["waiting", "running", "done", "failed"]
 _RUN = "training:captions:run:"
 _TEXTS = "training:captions:texts:"
 _LEASE = "training:captions:lease:"
+# Sorted set: what each worker carries out, as JSON, by the end of its lease.
+_RUNNING = "training:captions:running"
 # Before a tenant: a sorted set of its runs that have not ended, by the time of their start.
 _ACTIVE = "training:captions:active:"
 _TTL = timedelta(days=1)
@@ -97,6 +99,15 @@ class CaptionRun(StrictModel):
     total: int = 0
     attempts: int = 0
     error: str | None = None
+
+
+class RunningCaptions(NamedTuple):
+    """A run that a worker carries out."""
+
+    queue: str
+    worker: str
+    tenant: str
+    run_id: str
 
 
 class CaptionRuns:
@@ -179,6 +190,16 @@ class CaptionRuns:
         lease: Lock = self._redis.lock(f"{_LEASE}{run_id}", timeout=ttl_s, thread_local=False)
         return lease
 
+    def show(self, run: CaptionRun, worker: str, ttl_s: float) -> None:
+        """Show in the fleet that a worker carries a run out, for a while; 0 s hides it."""
+        request = run.request
+        entry = json.dumps(RunningCaptions(request.queue, worker, request.tenant, run.id))
+        with self._redis.pipeline() as pipe:
+            pipe.zadd(_RUNNING, {entry: time.time() + ttl_s})
+            pipe.zremrangebyscore(_RUNNING, "-inf", time.time())
+            pipe.expire(_RUNNING, _TTL)
+            pipe.execute()
+
     def begin(self, run: CaptionRun) -> bool:
         """Record a worker's start; False if the run was cancelled meanwhile."""
         return self._write(run, state="running", attempts=run.attempts + 1, done=0)
@@ -227,6 +248,12 @@ class CaptionRuns:
             captions=captions or {},
         )
         return bool(exists)
+
+
+def running_captions(client: Redis) -> list[RunningCaptions]:
+    """Return the runs that workers carry out."""
+    entries = cast("list[str]", client.zrangebyscore(_RUNNING, time.time(), "inf"))
+    return [RunningCaptions(*json.loads(entry)) for entry in entries]
 
 
 def release(lease: Lock) -> None:

@@ -26,6 +26,7 @@ from tasks.data.uploads import NoUploadError, StoredUploads
 from tasks.errors import DatasetError, JobError, Problem
 from tasks.escaping import safe_message
 from tasks.events import CaptionWritten, Event
+from tasks.metrics import CAPTION_RUNS
 from tasks.stages.outcomes import Discarded, Requeued, RetriedAfterDelay
 from tasks.stages.trainer_protocol import CaptionImage, CaptionRequest
 from tasks.stages.worker_context import (
@@ -63,6 +64,7 @@ def write_captions(
             logger.info("caption begins", extra=extra)
             outcome = _start(run, worker, services, lease, draining)
         finally:
+            services.runs.show(run, worker.name, 0)
             release(lease)
     except redis.RedisError as error:
         outcome = Requeued(f"the broker is unavailable: {error}")
@@ -81,9 +83,11 @@ def _start(
     """Carry out a run under its lease, and record how it ended."""
     if run.attempts >= MAX_ATTEMPTS:
         services.runs.fail(run, f"{MAX_ATTEMPTS} workers that wrote its captions were lost")
+        services.counters.add(CAPTION_RUNS.one("failed"))
         return Discarded("too many workers were lost")
     if not services.runs.begin(run):
         return Discarded("it was cancelled")
+    services.runs.show(run, worker.name, services.lease_s)
     scratch = worker.scratch_dir / f"captions-{run.id}-{uuid4().hex[:8]}"
     start = _Start(run, worker, services, lease, draining, scratch)
     try:
@@ -139,10 +143,12 @@ class _Start:
             logger.exception("caption failed", extra={"job": self.run.id})
             return self._failed(f"{type(error).__name__}: {error}")
         self.runs.finish(self.run)
+        self.services.counters.add(CAPTION_RUNS.one("done"))
         return Discarded(f"{self.done} images have captions")
 
     def _failed(self, message: str) -> CaptionOutcome:
         self.runs.fail(self.run, safe_message(message))
+        self.services.counters.add(CAPTION_RUNS.one("failed"))
         return Discarded(f"it failed: {message}")
 
     def carry_out(self) -> None:
@@ -239,6 +245,7 @@ class _Start:
         if now - self._renewed_s > self.services.lease_s / 4:
             try:
                 self.lease.reacquire()
+                self.runs.show(self.run, self.worker.name, self.services.lease_s)
                 is_cancelled = self.runs.get(self.run.id) is None
             except (redis.ConnectionError, redis.TimeoutError):
                 return self.draining()  # an unavailable broker stops no work

@@ -16,6 +16,7 @@ from tasks.eta.history import WorkDone
 from tasks.events import CacheDone, Event, TrainDone
 from tasks.stages.trainer_protocol import CaptionRequest, TrainerRequest
 from tasks.state.audit import Action
+from tasks.state.counters import Counters
 from tasks.state.job_store import JobStore
 from tasks.state.record import JobRecord, StageRecord
 from tasks.state.scripts import Candidates
@@ -88,12 +89,14 @@ class CaptionServices:
     Attributes:
         runs: The fleet's caption runs.
         trainer: Runs the model.
+        counters: Count the runs' ends.
         lease_s: How long a worker that is lost keeps others from its run.
         max_bytes: The maximum size of an upload, unpacked.
     """
 
     runs: CaptionRuns
     trainer: CaptioningTrainer
+    counters: Counters
     lease_s: float
     max_bytes: int
 

@@ -14,6 +14,7 @@ from redis import Redis
 
 from routing.fair_share import TenantShares, share_of
 from routing.queues import ALL_QUEUES
+from tasks.captions.runs import running_captions
 from tasks.contract import record_key
 from tasks.metrics import UNREAD
 from tasks.state.job_reader import execute_readable
@@ -40,7 +41,7 @@ Place = tuple[str, str]
 
 @dataclass(frozen=True)
 class Running:
-    """A stage that runs."""
+    """A stage that runs, or captions that a worker writes."""
 
     queue: str
     worker: str
@@ -55,7 +56,7 @@ class FleetSnapshot:
         waiting: The number of jobs that wait, in tenant queues and in queues.
         since: When the oldest of them began to wait, in seconds since the epoch.
         now: The broker's clock.
-        running: The stages that run.
+        running: The stages and caption runs that workers carry out.
         in_flight: The number of jobs that have a message or whose stage runs.
         due: The number of jobs that wait for a retry.
         dead_letters: The number of jobs in the dead-letter queue.
@@ -128,6 +129,7 @@ def read_fleet(client: Redis) -> FleetSnapshot:
     due, dead, webhooks, webhook_tenants = sizes
     lengths, waiting, since = read_queue_lengths(client)
     running = _in_flight(client, job_ids, lengths, waiting, since)
+    running += [Running(it.queue, it.worker, it.tenant) for it in running_captions(client)]
     return FleetSnapshot(
         waiting=waiting,
         since=since,

@@ -54,6 +54,7 @@ def test_run_is_sent_to_the_queue_of_its_class_once(
     assert answer.status_code == 202
     run = answer.json()
     assert (run["state"], run["upload"], run["done"], run["captions"]) == ("waiting", upload, 0, {})
+    assert "gpu.24gb" in run["waiting_reason"]
     assert started(acme, upload, files=["cat.png"], style="short").json()["id"] == run["id"]
     [text] = console.redis.lrange("gpu.24gb", 0, -1)
     headers = json.loads(text)["headers"]

@@ -23,6 +23,7 @@ from tasks.captions.runs import (
 from tasks.data.read_policy import ReadPolicy
 from tasks.data.uploads import StoredUploads
 from tasks.errors import StoreError, TrainerError
+from tasks.metrics import CAPTION_RUNS
 from tasks.stages.caption import write_captions
 from tasks.stages.outcomes import Discarded, Requeued, RetriedAfterDelay
 from tasks.stages.trainer_protocol import CaptionRequest, TrainerRequest
@@ -34,6 +35,8 @@ from tasks.stages.worker_context import (
     WorkerContext,
     WorkerServices,
 )
+from tasks.state.counters import Counters
+from tasks.state.fleet_snapshot import Running, read_fleet
 from tasks.state.job_store import JobStore
 from tasks.store import Store
 from worker.supervision.trainer_pool import TrainerPool
@@ -107,7 +110,13 @@ def make_worker(
             read_policy=ReadPolicy(),
             downloads_dir=tmp_path / "downloads",
             scratch_dir=tmp_path / "scratch",
-            captions=CaptionServices(runs, trainer, lease_s=5, max_bytes=10**8),
+            captions=CaptionServices(
+                runs,
+                trainer,
+                Counters(redis_client, timedelta(hours=1)),
+                lease_s=5,
+                max_bytes=10**8,
+            ),
         )
         return replace(context, **fields)
 
@@ -214,6 +223,24 @@ def test_interrupted_run_resumes_with_another_worker(
     assert len(runs.captions(run.id)) == 2
 
 
+def test_running_captions_keep_a_worker_wanted(
+    runs: CaptionRuns,
+    run: CaptionRun,
+    make_worker: Callable[..., WorkerContext],
+    redis_client: Redis,
+) -> None:
+    seen = []
+    trainer = Captioner()
+    trainer.on_image = lambda: seen.append(read_fleet(redis_client))
+    write_captions(run.id, make_worker(trainer), never)
+    assert [it.running for it in seen] == [[Running("gpu.8gb", "w", "acme")]] * 2
+    assert seen[0].workers_wanted()["gpu.8gb"] == 1
+    after = read_fleet(redis_client)
+    assert (after.running, after.workers_wanted()["gpu.8gb"]) == ([], 0)
+    counts = Counters(redis_client, timedelta(hours=1)).read()
+    assert CAPTION_RUNS.one("done").items() <= counts.items()
+
+
 def test_unhealthy_gpu_leaves_the_run_to_another_worker(
     runs: CaptionRuns, run: CaptionRun, make_worker: Callable[..., WorkerContext]
 ) -> None:
@@ -247,6 +274,7 @@ def test_cancelled_run_stops_and_leaves_nothing(
     outcome = write_captions(run.id, make_worker(trainer), never)
     assert outcome == Discarded("it was cancelled")
     assert redis_client.keys("training:captions:*") == []
+    assert read_fleet(redis_client).running == []
 
 
 def test_errors_end_a_run_and_transient_ones_are_retried(
