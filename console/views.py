@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tasks.eta.estimate import Basis
 from tasks.events import Event
 from tasks.jobs.job import TrainingJob
 from tasks.state.record import GpuUse, JobStatus
@@ -174,6 +175,8 @@ class RouteView(View):
     """Blocks of the denoiser that are recomputed."""
     blocks: int
     """All blocks of the denoiser."""
+    emulated: bool
+    """Whether all live GPUs of the class are emulated on CPUs, which train tiny models only."""
 
 
 class StageEstimateView(View):
@@ -193,6 +196,11 @@ class StageEstimateView(View):
     """The workload of these runs, if it is another one."""
     unknown: str | None
     """Why ``seconds`` is unknown."""
+    basis: Basis | None
+    """Where ``seconds`` comes from: ``measured`` and ``scaled`` are runs of this fleet,
+    ``published`` is another trainer's figure; null when unknown or when there is nothing to do."""
+    reference: str | None
+    """Who published the speed; null unless ``basis`` is ``published``."""
 
 
 class EstimateView(View):
@@ -240,6 +248,8 @@ class Preview(View):
     estimate: EstimateView
     price: PriceView | None
     """Null when the operator has not set prices."""
+    file_bytes: int | None
+    """Size of the trained file, from the LoRA's rank and layers; null for other types."""
     dataset: DatasetView | None
     """Null when the dataset was not checked."""
     error: ErrorView | None
@@ -320,6 +330,8 @@ class WorkerView(View):
     """Product name of the GPU."""
     gpu_mib: int
     """GPU memory; 0 for an emulated GPU or a CPU worker."""
+    emulated: bool
+    """Whether its GPU is emulated on a CPU."""
     quarantined: bool
     quarantine_reason: str | None
     """Null for tenants."""
@@ -396,6 +408,10 @@ class PresetView(View):
     """Whether it is the best preset of its type for this fleet's GPUs."""
     served: bool
     """Whether a live worker runs its jobs."""
+    emulated: bool
+    """Whether all live GPUs of its class are emulated on CPUs, which train tiny models only."""
+    title: str
+    """Its card and purpose in a few words."""
     training: dict[str, Any] = Field(json_schema_extra={COMPONENT: "PartialTraining"})
     """Values of the preset."""
 

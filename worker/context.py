@@ -168,7 +168,9 @@ def make_context(
             memory_class,
             make_gate(real_gpu, faults, trainer.close),
             tenant_queues,
-            RunHistoryStore(client, settings.job_ttl, memory_class),
+            RunHistoryStore(
+                client, settings.job_ttl, memory_class, emulated=gpu is not None and gpu.emulated
+            ),
         ),
         backoff=Backoff(settings.max_retries, settings.retry_backoff.total_seconds()),
         memory_class=memory_class,

@@ -88,6 +88,54 @@ def memory_bar(parts: dict[str, float], available_gib: float) -> None:
                 Tag("span", f"{gib:.1f} GiB", "right")
 
 
+class Disclosure(Tag):
+    """A heading that opens and closes what is below it.
+
+    Args:
+        title: The heading.
+        on_opened: Called when it opens.
+        classes: CSS classes, separated by spaces.
+        level: Level of the heading.
+    """
+
+    def __init__(
+        self, title: str, on_opened: Callable[[], Any], classes: str = "", level: int = 2
+    ) -> None:
+        super().__init__("details", classes=classes)
+        self._on_opened, self.is_open = on_opened, False
+        with self, Tag("summary"):
+            Tag(f"h{level}", title)
+            self._hint = Tag("span", "", "muted small")
+        with self:
+            self.body = Tag("div", classes="disclosed")
+        self.on("toggle", self._toggled, js_handler="(e) => emit(e.target.open)")
+
+    def hint(self, text: str) -> None:
+        """Show a text beside the heading."""
+        self._hint.update_text(text)
+
+    def open(self) -> None:
+        """Open it."""
+        if not self.is_open:
+            self.is_open = True
+            # The attribute belongs to the browser, in which the user changes it, too.
+            self.run_method("setAttribute", "open", "")
+            self._on_opened()
+
+    def close(self) -> None:
+        """Close it."""
+        if self.is_open:
+            self.is_open = False
+            self.run_method("removeAttribute", "open")
+
+    def _toggled(self, event: GenericEventArguments) -> None:
+        is_open = bool(event.args)
+        if is_open != self.is_open:
+            self.is_open = is_open
+            if is_open:
+                self._on_opened()
+
+
 @dataclass(frozen=True)
 class Choice:
     """An option of a field.
@@ -97,12 +145,14 @@ class Choice:
         label: Its label.
         note: A sentence about it.
         tags: Short tags beside the label.
+        name: The name of the value in job files, shown small.
     """
 
     value: str
     label: str
     note: str = ""
     tags: tuple[str, ...] = ()
+    name: str = ""
 
 
 class Field(Element, component="field.js"):
@@ -121,6 +171,7 @@ class Field(Element, component="field.js"):
         placeholder: Shown while the field is empty.
         suggestions: Offered while typing.
         hide_label: Whether only screen readers get the label.
+        name: The name of the option in job files, shown small beside the label.
     """
 
     def __init__(
@@ -137,11 +188,13 @@ class Field(Element, component="field.js"):
         placeholder: str = "",
         suggestions: Sequence[str] = (),
         hide_label: bool = False,
+        name: str = "",
     ) -> None:
         super().__init__()
+        self.label = label
         self._props.update(
-            label=label, kind=kind, value=value, version=0, choices=_documents(choices), help=help,
-            unit=unit, placeholder=placeholder, suggestions=list(suggestions),
+            label=label, name=name, kind=kind, value=value, version=0,
+            choices=_documents(choices), help=help, unit=unit, placeholder=placeholder, suggestions=list(suggestions),
             hideLabel=hide_label, error="", changed=False,
         )  # fmt: skip
         self._on_change = on_change
@@ -182,6 +235,7 @@ def _documents(choices: Sequence[Choice]) -> list[dict[str, Any]]:
             "label": choice.label,
             "note": choice.note,
             "tags": list(choice.tags),
+            "name": choice.name,
         }
         for choice in choices
     ]

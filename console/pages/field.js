@@ -15,6 +15,7 @@ export default {
                   <span v-for="tag in choice.tags || []" :key="tag" class="tag"
                         :class="{'tag-accent': tag === 'recommended'}">{{ tag }}</span>
                 </span>
+                <code v-if="choice.name" class="raw">{{ choice.name }}</code>
                 <span v-if="choice.note" class="card-note">{{ choice.note }}</span>
               </span>
             </label>
@@ -26,13 +27,17 @@ export default {
           <input :id="id + '-control'" type="checkbox" role="switch" class="switch" v-model="typed"
                  :disabled="disabled" :aria-describedby="described" @change="send">
           <label :for="id + '-control'">{{ label }}</label>
+          <code v-if="name" class="raw">{{ name }}</code>
           <button v-if="changed" type="button" class="reset" @click="$emit('reset')"
                   :aria-label="'Reset ' + label">reset</button>
         </div>
       </template>
       <template v-else>
         <div class="field-head">
-          <label :for="id + '-control'" :class="{'sr-only': hideLabel}">{{ label }}</label>
+          <span class="field-title">
+            <label :for="id + '-control'" :class="{'sr-only': hideLabel}">{{ label }}</label>
+            <code v-if="name" class="raw">{{ name }}</code>
+          </span>
           <button v-if="changed" type="button" class="reset" @click="$emit('reset')"
                   :aria-label="'Reset ' + label">reset</button>
         </div>
@@ -63,6 +68,7 @@ export default {
   props: {
     id: String,
     label: String,
+    name: String,
     kind: String,
     value: [String, Boolean],
     version: Number,

@@ -6,7 +6,7 @@ from nicegui import ui
 
 from console.errors import ConsoleError
 from console.pages.elements import Tag, fact, panel
-from console.pages.formatting import count, span
+from console.pages.formatting import class_text, count, span
 from console.pages.layout import Frame
 from console.services.services import Services
 from console.views import FleetView, QueueView, WorkerView
@@ -84,7 +84,7 @@ class FleetPage:
                 Tag("span", state, f"status status-{state}")
             with Tag("dl", classes="facts small"):
                 if worker.memory_class is not None:
-                    fact("Class", f"{worker.memory_class.removesuffix('gb')} GB")
+                    fact("Class", class_text(worker.memory_class, emulated=worker.emulated))
                     fact("Memory", _memory(worker))
                 fact("Serves", ", ".join(worker.queues))
             if worker.activity is not None:

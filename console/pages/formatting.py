@@ -50,6 +50,12 @@ REMEDIES = {
 OTHER_REMEDY = "Run the job again. If it fails in the same way, give its id to an operator."
 
 
+def class_text(memory_class: str, *, emulated: bool) -> str:
+    """Format a GPU memory class: ``40 GB class``; one of emulated GPUs says so."""
+    text = f"{memory_class.removesuffix('gb')} GB class"
+    return f"{text}, emulated on the CPU" if emulated else text
+
+
 def span(seconds: float) -> str:
     """Format a duration: ``2 h 5 min``."""
     if seconds < 0.1:

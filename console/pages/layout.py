@@ -120,7 +120,7 @@ class Frame:
                         Tag("a", name, href=self.link(path), aria_current=current_page)
                 Tag("a", "API", href=self.link(f"{API}/docs"))
             with Tag("div", classes="caller"):
-                theme = button("◐", "quiet", aria_label="Switch between light and dark")
+                theme = button("", "quiet theme", aria_label="Switch between light and dark")
                 theme.on("click", js_handler=_SWITCH_THEME)
                 Tag("span", caller.name, "caller-name", title=caller.name)
                 if caller.expires_soon and caller.expires is not None:

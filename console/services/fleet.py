@@ -1,7 +1,7 @@
 """The fleet as a caller sees it: GPUs and their activity, queues, and presets that suit it."""
 
+from collections.abc import Collection
 from statistics import median
-from typing import Any
 
 from console.errors import ForbiddenError
 from console.services.jobs import Jobs, without_quarantine_reasons
@@ -14,24 +14,16 @@ from console.views import (
     UsagePage,
     WorkerView,
 )
+from routing.classes import MemoryClass
 from routing.fair_share import OTHERS
 from routing.queues import ENGINE_QUEUES, STAGE_QUEUES
 from tasks.access.api_keys import Caller
 from tasks.client import Client
-from tasks.jobs.job import TrainingJob, parse_job
-from tasks.jobs.presets import FAST_SUFFIX, merge_training, preset, preset_names
+from tasks.jobs.job import preset_job
+from tasks.jobs.presets import FAST_SUFFIX, preset, preset_names
 from tasks.settings.settings import Settings
 from tasks.state.record import JobRecord
-from tasks.state.workers import WorkerInfo
-
-# Values for the required options that presets leave open.
-_DATASET = {"type": "IMAGE_DIR_DATASET", "dataset_dir": "images"}
-_CAPTIONED = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "images"}
-_TOKEN = {
-    "placeholder_token": "<word>",
-    "initializer_token": "word",
-    "data_loader": {"dataset": _DATASET, "caption_preset": "object"},
-}
+from tasks.state.workers import WorkerInfo, emulated_classes
 
 
 class Fleet:
@@ -97,7 +89,8 @@ class Fleet:
 
         The fast ones leave little memory for changed options, and are not recommended.
         """
-        views = [self._preset(name) for name in preset_names()]
+        emulated = emulated_classes(self._client.live_workers())
+        views = [self._preset(name, emulated) for name in preset_names()]
         best: dict[str, PresetView] = {}
         for view in views:
             other = best.get(view.type)
@@ -146,9 +139,9 @@ class Fleet:
             )
         return tuple(views)
 
-    def _preset(self, name: str) -> PresetView:
+    def _preset(self, name: str, emulated: Collection[MemoryClass]) -> PresetView:
         document = preset(name)
-        job = _job_of(name, document["training"])
+        job = preset_job(name)
         route = job.route(self._settings.constants)
         return PresetView(
             name=name,
@@ -158,16 +151,10 @@ class Fleet:
             needed_gib=route.estimate.needed_gib,
             recommended=False,
             served=self._client.unserved_reason(route.gpu_queue) is None,
+            emulated=route.memory_class in emulated,
+            title=document["title"],
             training=document["training"],
         )
-
-
-def _job_of(name: str, training: dict[str, Any]) -> TrainingJob:
-    """Return a job of a preset, with values for the options that it leaves open."""
-    required: dict[str, Any] = {"data_loader": {"dataset": _CAPTIONED}}
-    if training["type"] == "SDXL_TEXTUAL_INVERSION":
-        required = _TOKEN
-    return parse_job({"preset": name, "training": merge_training({}, required)})
 
 
 def _capacity(view: PresetView) -> tuple[int, float]:
@@ -185,6 +172,7 @@ def _worker(name: str, info: WorkerInfo, record: JobRecord | None, caller: Calle
         memory_class=None if info.memory_class is None else str(info.memory_class),
         gpu=info.gpu_name,
         gpu_mib=info.gpu_mib,
+        emulated=info.is_emulated,
         quarantined=info.quarantined is not None,
         quarantine_reason=info.quarantined if caller.is_operator else None,
         busy=record is not None,

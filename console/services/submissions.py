@@ -13,12 +13,13 @@ from console.services.jobs import ID_DIGITS, Jobs, tenant_job_id, without_quaran
 from console.services.tenant_policy import TenantPolicy
 from console.services.threads import in_thread
 from console.views import EstimateView, JobView, Preview, PriceView, RouteView
-from routing.classes import GpuPrices, MemoryClass
+from routing.classes import GIB, GpuPrices, MemoryClass
+from routing.policy import Route
 from tasks.access.api_keys import Caller
 from tasks.client import Client
 from tasks.data.read_policy import ReadPolicy
 from tasks.errors import InvalidJobError, Problem
-from tasks.eta.estimate import Forecast, forecast
+from tasks.eta.estimate import Basis, Forecast, forecast
 from tasks.jobs.job import TrainingJob, parse_job
 from tasks.jobs.run_warnings import count_warnings
 from tasks.settings.settings import Settings
@@ -159,17 +160,20 @@ class Submissions:
         sizes: Collection[int] | None,
     ) -> Preview:
         route = job.route(self._settings.constants)
-        estimate = forecast(job.training, route.gpu_queue, self._jobs.run_history(), sizes)
+        history = self._jobs.run_history()
+        estimate = forecast(job.training, route.gpu_queue, history, sizes)
+        emulated = route.memory_class in history.emulated
         waiting_reason = self._client.unserved_reason(route.gpu_queue)
         # A checked dataset's report has them.
         put_off = count_warnings(job.training, sizes) if sizes and dataset is None else []
         return Preview(
             job=job,
-            route=RouteView.model_validate(route.document()),
+            route=RouteView.model_validate({**route.document(), "emulated": emulated}),
             warnings=(*job.warnings(), *put_off),
             waiting_reason=without_quarantine_reasons(waiting_reason, caller),
             estimate=EstimateView.model_validate(estimate.document()),
             price=_price(self._settings.prices(), route.memory_class, estimate),
+            file_bytes=_file_bytes(job, route),
             dataset=None if dataset is None else dataset.report,
             error=None if dataset is None else dataset.error,
         )
@@ -204,11 +208,23 @@ def _with_id(caller: Caller, job: TrainingJob, idempotency_key: str | None) -> T
     return job.model_copy(update={"id": job_id})
 
 
+def _file_bytes(job: TrainingJob, route: Route) -> int | None:
+    """Return the size of a LoRA's file: its weights are float32, as on the GPU."""
+    if "lora_rank_dim" not in type(job.training).model_fields:
+        return None
+    return round(route.estimate.parts()["adapters"] * GIB)
+
+
 def _price(prices: GpuPrices, memory_class: MemoryClass, estimate: Forecast) -> PriceView | None:
     per_hour = prices.per_hour.get(memory_class)
     if per_hour is None:
         return None
-    seconds = [stage.seconds for stage in estimate.stages if stage.stage in _GPU_STAGES]
+    # A published speed is another card's; a price is not made from it.
+    seconds = [
+        None if stage.basis is Basis.PUBLISHED else stage.seconds
+        for stage in estimate.stages
+        if stage.stage in _GPU_STAGES
+    ]
     known = [second for second in seconds if second is not None]
     hours, is_complete = sum(known) / 3600, len(known) == len(seconds)
     return PriceView(

@@ -1,11 +1,13 @@
 """Estimate how long a job takes, and when it ends, from the run history.
 
-Pure functions. Nothing is guessed: a part without history is unknown, and so is the total.
+Pure functions. Nothing is guessed: a part without history is unknown, and so is the total. Only the
+training of a job that is not submitted yet has a published speed instead, marked as such.
 """
 
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from statistics import median
 from typing import Any
 
@@ -13,6 +15,7 @@ from routing.classes import MemoryClass
 from routing.queues import CPU_QUEUE, DIFFUSERS, EXTRA_ENGINES, gpu_queue, stage_queue
 from tasks.contract import STAGES
 from tasks.eta.history import RunHistory, WorkloadKey, workload_key
+from tasks.eta.published import published_speed
 from tasks.events import DatasetChecked, Event, Progress
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.state.record import JobRecord, JobStatus
@@ -28,6 +31,17 @@ _CLASS_OF = {
 }
 
 
+class Basis(StrEnum):
+    """Where the expected duration of a stage comes from."""
+
+    MEASURED = "measured"
+    """Runs of the same workload on this fleet."""
+    SCALED = "scaled"
+    """Runs of the nearest workload on this fleet, scaled by samples and pixels."""
+    PUBLISHED = "published"
+    """A published speed of a card, as this fleet has no run to go by."""
+
+
 @dataclass(frozen=True)
 class StageForecast:
     """The expected wait and duration of one stage.
@@ -41,6 +55,8 @@ class StageForecast:
         runs: Number of runs that ``seconds`` comes from.
         scaled_from: The workload of these runs, if it is another one.
         unknown: Why ``seconds`` is unknown.
+        basis: Where ``seconds`` comes from; None if it is unknown, or there is nothing to do.
+        reference: Who published the speed, if it is a published one.
     """
 
     stage: str
@@ -51,6 +67,8 @@ class StageForecast:
     runs: int = 0
     scaled_from: WorkloadKey | None = None
     unknown: str | None = None
+    basis: Basis | None = None
+    reference: str | None = None
 
 
 @dataclass(frozen=True)
@@ -120,18 +138,22 @@ def forecast(
 ) -> Forecast:
     """Estimate a job that is submitted now, as if none of its encoder outputs were cached.
 
+    Training that this fleet cannot judge has a published speed, unless its GPU is emulated.
+
     Args:
         training: The job's training options.
         gpu_queue_name: The queue of its GPU stages.
         history: The fleet's run history.
         sizes: Number of images of each training size; None if the dataset was not read.
     """
-    return Forecast(
-        tuple(
-            _stage(training, stage, gpu_queue_name, history, units_of(training, stage, sizes))
-            for stage in STAGES
-        )
-    )
+    stages = []
+    for stage in STAGES:
+        units = units_of(training, stage, sizes)
+        part = _stage(training, stage, gpu_queue_name, history, units)
+        if part.unknown == NO_RUN and units is not None:
+            part = _with_published_speed(part, training, history, units)
+        stages.append(part)
+    return Forecast(tuple(stages))
 
 
 def time_left(
@@ -220,11 +242,27 @@ def _stage(
         return replace(part, seconds=0.0)
     if statistics is None or units is None:
         return replace(part, unknown=NO_RUN if statistics is None else NO_IMAGES)
+    is_scaled = statistics.source.model_copy(update={"emulated": key.emulated}) != key
     return replace(
         part,
         seconds=statistics.seconds(units),
         runs=statistics.runs,
-        scaled_from=None if statistics.source == key else statistics.source,
+        scaled_from=statistics.source if is_scaled else None,
+        basis=Basis.SCALED if is_scaled else Basis.MEASURED,
+    )
+
+
+def _with_published_speed(
+    part: StageForecast, training: PipelineConfig, history: RunHistory, units: int
+) -> StageForecast:
+    """Return the forecast of a stage without runs from a published speed, if there is one."""
+    key = workload_key(training, part.stage, _CLASS_OF.get(part.queue))
+    speed = None if history.is_emulated(key) else published_speed(key)
+    if speed is None:
+        return part
+    seconds = units * speed.seconds_of(key)
+    return replace(
+        part, seconds=seconds, unknown=None, basis=Basis.PUBLISHED, reference=speed.source
     )
 
 
@@ -240,11 +278,11 @@ def _after_running(part: StageForecast, ran_s: float, progress: Progress | None)
     running = replace(part, wait_s=0.0, waits=0)
     if progress is not None and progress.per_second:
         left_s = max(0, progress.total - progress.done) / progress.per_second
-        return replace(running, seconds=left_s, unknown=None)
+        return replace(running, seconds=left_s, unknown=None, basis=Basis.MEASURED)
     if part.seconds is None:
         return running
     if ran_s > part.seconds:
-        return replace(running, seconds=None, unknown=TAKES_LONGER)
+        return replace(running, seconds=None, unknown=TAKES_LONGER, basis=None)
     return replace(running, seconds=part.seconds - ran_s)
 
 

@@ -11,8 +11,11 @@ order:
    the class.
 
 Statistics name the workload that they come from. Without runs of the same stage and type on such a
-class there are none. Options that change the speed less, such as gradient checkpointing, do not
-distinguish workloads. This module imports neither Celery nor torch.
+class there are none, nor where a unit of the nearest one is less than a quarter or more than four
+times the work: toy runs say nothing about real ones. Runs on emulated GPUs count for emulated GPUs
+only; runs on real GPUs whose base model is far smaller than its type's are not recorded. Options
+that change the speed less, such as gradient checkpointing, do not distinguish workloads. This
+module imports neither Celery nor torch.
 """
 
 import logging
@@ -33,6 +36,7 @@ from routing.queues import STAGE_QUEUES
 from tasks.contract import STAGES
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.state.record import JobRecord, StageRecord
+from tasks.state.workers import emulated_classes, live_workers
 from tasks.strict_model import StrictModel
 
 logger = logging.getLogger(__name__)
@@ -44,6 +48,8 @@ _INDEX = "training:run_history"
 _WAITS = "training:queue_waits:"
 # Enough for a 90th percentile. Older runs may come from other GPUs or other versions.
 _MAX_RUNS = 50
+# Beyond this factor, other things than pixels and samples decide how long a unit takes.
+_MAX_SCALE = 4.0
 
 
 @dataclass(frozen=True)
@@ -53,10 +59,12 @@ class WorkDone:
     Attributes:
         units: Number of units.
         unit_s: Seconds per unit; None if the stage did not measure it.
+        is_toy: Whether the base model was far smaller than models of its type.
     """
 
     units: int = 0
     unit_s: float | None = None
+    is_toy: bool = False
 
 
 class RateMeter:
@@ -101,6 +109,8 @@ class WorkloadKey(StrictModel):
     """Target width and height; null for stages that need no GPU."""
     samples: int = 1
     """Samples per step."""
+    emulated: bool = False
+    """Whether the GPU is emulated on a CPU."""
 
     def relative_cost(self, other: "WorkloadKey") -> float:
         """Return how many times longer a unit of this workload takes than one of the other."""
@@ -122,6 +132,7 @@ class WorkloadKey(StrictModel):
             "memory_class": None if self.memory_class is None else str(self.memory_class),
             "resolution": self.resolution,
             "samples": self.samples,
+            "emulated": self.emulated,
         }
 
     @property
@@ -173,22 +184,31 @@ class RunHistory:
     Attributes:
         runs: Workload to its runs, the newest first.
         waits: Queue to the seconds that stages waited in it, the newest first.
+        emulated: The classes of which the fleet has emulated GPUs only.
     """
 
     runs: Mapping[WorkloadKey, Sequence[RunSample]]
     waits: Mapping[str, Sequence[float]]
+    emulated: frozenset[MemoryClass] = frozenset()
 
     def all_statistics(self) -> list[RunStatistics]:
         """Return the statistics of every workload that has runs."""
         return [_statistics(key, key, runs) for key, runs in self.runs.items()]
 
+    def is_emulated(self, key: WorkloadKey) -> bool:
+        """Return whether a workload would run on an emulated GPU."""
+        return key.emulated or key.memory_class in self.emulated
+
     def statistics_for(self, key: WorkloadKey) -> RunStatistics | None:
         """Return the statistics of a workload, or of the nearest one; None without any."""
+        key = key.model_copy(update={"emulated": self.is_emulated(key)})
         candidates = [
             candidate
             for candidate in self.runs
             if (candidate.stage, candidate.type) == (key.stage, key.type)
             and (candidate.memory_class or 0) >= (key.memory_class or 0)
+            and candidate.emulated == key.emulated
+            and 1 / _MAX_SCALE <= key.relative_cost(candidate) <= _MAX_SCALE
         ]
         if not candidates:
             return None
@@ -203,18 +223,26 @@ class RunHistoryStore:
         client: A connection to Redis that decodes responses.
         ttl: How long the runs of a workload are kept after the last one.
         memory_class: The memory class of this worker's GPU.
+        emulated: Whether that GPU is emulated.
     """
 
     def __init__(
-        self, client: Redis, ttl: timedelta, memory_class: MemoryClass | None = None
+        self,
+        client: Redis,
+        ttl: timedelta,
+        memory_class: MemoryClass | None = None,
+        *,
+        emulated: bool = False,
     ) -> None:
         self._redis, self._ttl, self._memory_class = client, ttl, memory_class
+        self._emulated = emulated
 
     def record_run(
         self, job: JobRecord, stage: str, finished: StageRecord, work_done: WorkDone
     ) -> None:
         """Add a finished stage to the history. An unavailable broker only costs this entry."""
         key = workload_key(job.job.training, stage, self._memory_class)
+        key = key.model_copy(update={"emulated": self._emulated and key.memory_class is not None})
         run = _sample(key, finished.seconds or 0.0, work_done)
         wait_s = queue_wait_s(job, stage, finished)
         try:
@@ -253,10 +281,11 @@ class RunHistoryStore:
             for queue, values in zip(STAGE_QUEUES, wait_lists, strict=True)
             if values
         }
-        return RunHistory(runs, waits)
+        return RunHistory(runs, waits, emulated_classes(live_workers(self._redis)))
 
     def _add_run(self, pipe: Pipeline, key: WorkloadKey, run: RunSample, ended_at: float) -> None:
-        member = key.model_dump_json()
+        # Versions that do not know the field ignore entries that have it.
+        member = key.model_dump_json(exclude=None if key.emulated else {"emulated"})
         self._push(pipe, f"{_INDEX}:{member}", run.model_dump_json())
         pipe.zadd(_INDEX, {member: ended_at})
         pipe.zremrangebyscore(_INDEX, "-inf", ended_at - self._ttl.total_seconds())
@@ -312,6 +341,8 @@ def _statistics(key: WorkloadKey, source: WorkloadKey, runs: Sequence[RunSample]
 def _sample(key: WorkloadKey, seconds: float, work_done: WorkDone) -> RunSample | None:
     """Return the measured time of a run; None if the run measured nothing."""
     unit_s = work_done.unit_s
+    if work_done.is_toy and not key.emulated:
+        return None
     if work_done.units and unit_s is None and key.memory_class is None:
         # A stage without a GPU loads no model first: all its time belongs to its units.
         unit_s = seconds / work_done.units

@@ -21,11 +21,13 @@ from tasks.jobs.field_metadata import ActsIf, Affects, Location, PlainText
 from tasks.jobs.pipeline import (
     CLIP_TARGETS,
     IF_TEXT_ENCODER_TRAINED,
+    BatchSize,
     CacheText,
     ClipTargets,
     FrozenDtype,
     GradientCheckpointing,
     LoraFormat,
+    LoraRank,
     LrScheduler,
     LrWarmupSteps,
     ModelSource,
@@ -35,7 +37,7 @@ from tasks.jobs.pipeline import (
     safe_weights_file,
 )
 from tasks.jobs.trigger_word import TriggerWord
-from tasks.strict_model import NO_HOME, NonNegativeFloat, PositiveFloat, PositiveInt
+from tasks.strict_model import NO_HOME, NonNegativeFloat, PositiveFloat
 
 # The linear layers of FluxTransformer2DModel's two kinds of blocks, by the end of their names.
 DOUBLE_BLOCK_TARGETS = frozenset(FLUX_DOUBLE_LAYERS)
@@ -162,7 +164,7 @@ class FluxLoraConfig(PipelineConfig):
     Min-SNR (Hang et al., 2023) in its v-prediction form, the one whose target is a velocity as
     flow matching's is. Null: no weighting."""
 
-    lora_rank_dim: PositiveInt = 4
+    lora_rank_dim: LoraRank = 4
     """The rank of the LoRA matrices."""
 
     flux_lora_target_modules: Annotated[tuple[PlainText, ...], IF_TRANSFORMER_TRAINED] = (
@@ -197,7 +199,7 @@ class FluxLoraConfig(PipelineConfig):
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
     """FLUX always predicts the flow's velocity: only null is accepted."""
 
-    train_batch_size: PositiveInt = 1
+    train_batch_size: BatchSize = 1
     """Samples of one forward pass."""
 
     trigger_word: TriggerWord | None = None

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
@@ -132,9 +133,14 @@ class TrainingJob(StrictModel):
     """The training run, by its ``type``."""
 
     def warnings(self) -> list[str]:
-        """Return a sentence for each option that is valid and likely not what its author wants."""
+        """Return a sentence for each option that is valid and likely not what its author wants.
+
+        The job's preset chose its values on purpose: what these alone give rise to is left out.
+        """
         of_engine = invoke.warnings_of(self.training) if self.engine == INVOKE else []
-        return [*self.training.warnings(), *of_engine]
+        on_purpose = () if self.preset is None else _warnings_of_preset(self.preset)
+        found = [it for it in self.training.warnings() if it not in on_purpose]
+        return [*found, *of_engine]
 
     def route(self, constants: MemoryModel = PUBLISHED) -> Route:
         """Return the class and queues of this job, and the blocks that ``auto`` recomputes.
@@ -198,6 +204,36 @@ def parse_job(document: Any) -> TrainingJob:
     if problems:
         raise InvalidJobError(problems)
     return job
+
+
+# Values for the required options that presets leave open.
+_DATASET = {"type": "IMAGE_DIR_DATASET", "dataset_dir": "images"}
+_CAPTIONED = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "images"}
+_TOKEN = {
+    "placeholder_token": "<word>",
+    "initializer_token": "word",
+    "data_loader": {"dataset": _DATASET, "caption_preset": "object"},
+}
+
+
+@cache
+def preset_job(name: str) -> TrainingJob:
+    """Return a job of a preset, with values for the options that it leaves open.
+
+    Raises:
+        UnknownPresetError: No preset has this name.
+    """
+    required: dict[str, Any] = {"data_loader": {"dataset": _CAPTIONED}}
+    if preset(name)["training"]["type"] == TrainingType.SDXL_TEXTUAL_INVERSION:
+        required = _TOKEN
+    return parse_job({"preset": name, "training": required})
+
+
+@cache
+def _warnings_of_preset(name: str) -> frozenset[str]:
+    """Return the warnings about a preset's values, but for those on who reads the result."""
+    training = preset_job(name).training
+    return frozenset(training.warnings()) - frozenset(training.reader_warnings())
 
 
 def _completed(document: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:

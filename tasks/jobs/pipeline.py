@@ -64,6 +64,13 @@ LrScheduler = Annotated[
     ),
 ]
 LrWarmupSteps = Annotated[NonNegativeInt, IF_WARMING_UP]
+# Layers have up to 3072 inputs; a rank near a layer's size trains as much as a finetune of it.
+LoraRank = Annotated[int, Field(gt=0, le=1024, strict=True)]
+# Far above what any card holds, or any dataset has: a larger number is a slip.
+BatchSize = Annotated[int, Field(gt=0, le=1024, strict=True)]
+AccumulationSteps = Annotated[int, Field(gt=0, le=10_000, strict=True)]
+# The share of the needed memory above which the rank is what makes a LoRA too large.
+_LARGE_ADAPTER_SHARE = 0.25
 BlocksT = TypeVar("BlocksT", bound=int)
 GradientCheckpointing = Annotated[bool | Literal["auto"] | BlocksT, Affects.NO_NUMBER]
 Prompts = Annotated[tuple[PlainText, ...], Affects.NO_NUMBER, Affects.CACHE_ENTRIES]
@@ -218,7 +225,7 @@ class PipelineConfig(StrictModel):
     """Keep on the GPU only the model in use while making validation images. Slower, and takes
     less memory; it acts with validation_prompts. A quantized transformer stays on the GPU."""
 
-    gradient_accumulation_steps: PositiveInt = 1
+    gradient_accumulation_steps: AccumulationSteps = 1
     """Batches whose gradients make one weight update."""
 
     weight_dtype: FrozenDtype = "bfloat16"
@@ -261,7 +268,7 @@ class PipelineConfig(StrictModel):
     """Images for each of validation_prompts. The noise they start from is decided by seed, prompt
     and number, so that the images of different steps compare."""
 
-    train_batch_size: PositiveInt = 4
+    train_batch_size: BatchSize = 4
     """Samples of one forward pass."""
 
     use_masks: StrictBool = False
@@ -300,7 +307,12 @@ class PipelineConfig(StrictModel):
         """Return the options that save GPU memory and are not set yet."""
         trains_text = getattr(self, "train_text_encoder", False)
         can_cache = "cache_text_encoder_outputs" in type(self).model_fields and not trains_text
+        estimate = self.estimate()
+        adapter_gib = sum(estimate.parts()[name] for name in ("adapters", "optimizer"))
+        has_large_rank = adapter_gib > _LARGE_ADAPTER_SHARE * estimate.needed_gib
         saves = {
+            "a smaller lora_rank_dim": "lora_rank_dim" in type(self).model_fields
+            and has_large_rank,
             "gradient_checkpointing true": self.checkpointed_blocks < self.blocks,
             "cache_text_encoder_outputs true": can_cache and not self.caches_text,
             "a smaller train_batch_size": self.train_batch_size > 1,

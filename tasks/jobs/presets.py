@@ -61,7 +61,7 @@ def preset_names() -> tuple[str, ...]:
 
 
 def preset(name: str) -> dict[str, Any]:
-    """Return a preset's ``training`` values and its ``summary``.
+    """Return a preset's ``training`` values, its ``title`` and its ``summary``.
 
     Raises:
         UnknownPresetError: No preset has this name.
@@ -100,6 +100,9 @@ def with_preset(document: dict[str, Any]) -> dict[str, Any]:
 def merge_training(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """Return two ``training`` parts merged, without the base's values that contradict the other."""
     dropped = {name for pair in _EXCLUSIVE if any(n in over for n in pair) for name in pair}
+    if over.get("train_transformer") is False:
+        # A rate of what is not trained would be an option without effect.
+        dropped.add("transformer_learning_rate")
     optimizer = over.get("optimizer")
     if isinstance(optimizer, dict):
         kind = base.get("optimizer", {}).get("optimizer_type", "AdamW")

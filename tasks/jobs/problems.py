@@ -204,6 +204,11 @@ def _unknown_option(location: list[str], root: type[BaseModel]) -> str:
     siblings = list(own.model_fields) if own is not None else []
     of_others = {name for model in branches.values() for name in model.model_fields}
     hint = did_you_mean(name, siblings) or did_you_mean(name, of_others)
+    if not hint and not folders:
+        # An option of the training part, one level too high.
+        below = {path.rpartition(".")[2]: path for path in paths}
+        near = [quoted(below[each]) for each in similar(name, below)]
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
     return f"is not an option{hint or '; check its spelling'}"
 
 

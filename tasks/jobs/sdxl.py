@@ -26,6 +26,7 @@ from tasks.jobs.pipeline import (
     CacheText,
     ClipTargets,
     GradientCheckpointing,
+    LoraRank,
     ModelSource,
     PipelineConfig,
     Prompts,
@@ -172,7 +173,7 @@ class SdxlLoraConfig(SdxlConfig):
     unet_learning_rate: Annotated[PositiveFloat | None, IF_UNET_TRAINED] = None
     """The UNet's learning rate. It overrides optimizer.learning_rate; null leaves that."""
 
-    lora_rank_dim: PositiveInt = 4
+    lora_rank_dim: LoraRank = 4
     """The rank of the LoRA matrices. Alpha equals it, so that a LoRA's strength does not fall with
     its rank; in invoke-training alpha is 1."""
 

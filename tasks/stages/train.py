@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 # Below this factor, the difference is measurement noise.
 _MEMORY_WARNING_FACTOR = 1.1
+# Estimates are within 5 % of what real models take; a tiny one takes next to nothing.
+_TOY_SHARE = 0.25
 # The record lists them, and each write of one writes the list.
 _MAX_CHECKPOINTS, _MAX_IMAGES = 1000, 1000
 # A store that damages file after file is an operator's problem.
@@ -50,7 +52,11 @@ def train(context: StageContext) -> StageResult:
     return StageResult(
         f"{done.steps} steps, loss {done.final_loss:.4f}{resumed}",
         JobArtifacts(trained=done),
-        work=WorkDone(done.steps - run.resumed_at, run.meter.unit_s),
+        work=WorkDone(
+            done.steps - run.resumed_at,
+            run.meter.unit_s,
+            is_toy=_is_toy(context, done.peak_memory_bytes),
+        ),
     )
 
 
@@ -201,6 +207,12 @@ class _TrainingRun:
         except StoreError as error:
             extra = {"job": self._context.job_id, "stage": self._context.stage}
             logger.warning("old files are left in the store: %s", error, extra=extra)
+
+
+def _is_toy(context: StageContext, peak_bytes: int | None) -> bool:
+    """Return whether the run took so little GPU memory that its base model is a tiny one."""
+    estimated = context.record.estimate.needed_bytes
+    return peak_bytes is not None and peak_bytes < _TOY_SHARE * estimated
 
 
 def _warn_of_memory(context: StageContext, peak_bytes: int | None) -> None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from importlib.resources import files
 from typing import cast
@@ -76,6 +76,11 @@ class WorkerInfo(StrictModel):
     gpu_stats: GpuStats | None = None
     instance: str = "unknown"
     clock_offset_s: float = 0.0
+
+    @property
+    def is_emulated(self) -> bool:
+        """Whether its GPU is emulated on the CPU."""
+        return self.memory_class is not None and not self.gpu_mib
 
     @property
     def has_wrong_clock(self) -> bool:
@@ -178,6 +183,19 @@ def live_workers(client: Redis) -> dict[str, WorkerInfo]:
         for name, text in entries.items()
         if text is not None and (info := _parse(name, text)) is not None
     }
+
+
+def emulated_classes(workers: Mapping[str, WorkerInfo]) -> frozenset[MemoryClass]:
+    """Return the classes of which the live workers have emulated GPUs only."""
+    emulated, real = (
+        {
+            worker.memory_class
+            for worker in workers.values()
+            if worker.memory_class is not None and worker.is_emulated is is_emulated
+        }
+        for is_emulated in (True, False)
+    )
+    return frozenset(emulated - real)
 
 
 def newest_versions(client: Redis) -> dict[str, int]:

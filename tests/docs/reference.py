@@ -154,7 +154,7 @@ def presets() -> str:
     for name in preset_names():
         aliases = [f"`{alias}`" for alias, its_name in ALIASES.items() if its_name == name]
         text = (PRESET_FILES / f"{name}.yaml").read_text("utf-8")
-        rows += ["", f"## {name}", "", f"{preset(name)['summary']}.", ""]
+        rows += ["", f"## {name}", "", f"{preset(name)['title']}. {preset(name)['summary']}.", ""]
         rows += [f"Alias: {', '.join(aliases)}.", ""] if aliases else []
         rows += ["```yaml", text.rstrip(), "```"]
     return _page(

@@ -18,7 +18,6 @@ WITHOUT_FAMILY = {
     "console/pages/form/controls.py": "order of the options' names",
     "console/pages/form/draft.py": "the data loader of the form's first type",
     "console/pages/site.py": "the form's first type",
-    "console/services/fleet.py": "the job behind the recommended presets",
     "tasks/schemas/typescript.py": "the form's types are those of FLUX",
     "worker/cli/catalog.py": "examples in help",
     "worker/cli/local_runs.py": "what the demo shows",

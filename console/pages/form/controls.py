@@ -167,8 +167,11 @@ def _kind_and_choices(
 
 
 def _number(typed: str, kind: type[int] | type[float]) -> int | float | str:
+    text = typed.strip()
+    if kind is float and "." not in text and text.count(",") == 1:
+        text = text.replace(",", ".")  # a decimal comma
     try:
-        return kind(typed.strip())
+        return kind(text)
     except (ValueError, OverflowError):
         return typed
 
@@ -191,7 +194,7 @@ def _values_in(schemas: list[dict[str, Any]]) -> Iterator[Any]:
                 yield value
 
 
-def label_of(choice: str) -> str:
+def label_of_choice(choice: str) -> str:
     """Return a choice as people read it."""
     return {"": "none", "false": "off", "true": "on"}.get(choice, choice)
 
@@ -203,7 +206,7 @@ GROUPS = (
     "What is trained",
     "Noise and loss",
     "Images and captions",
-    "Validation samples",
+    "Samples",
     "Model files",
     "Output",
 )
@@ -214,7 +217,7 @@ _GROUP_BY_PREFIX = {
     "transformer_learning": 0,
     "max_": 1, "save_every": 1, "seed": 1,
     "cache": 2, "weight_dtype": 2, "mixed": 2, "gradient": 2, "quant": 2, "xformers": 2,
-    "train_batch_size": 2,
+    "train_batch_size": 2, "compile": 2, "deterministic": 2,
     "train_": 3, "lora_rank": 3, "lora_scale": 3, "flux_lora": 3, "unet_lora": 3,
     "text_encoder_lora": 3, "num_vectors": 3, "placeholder": 3, "init": 3, "use_ema": 3, "ema": 3,
     "timestep": 4, "discrete": 4, "sigmoid": 4, "guidance": 4, "min_snr": 4, "prediction": 4,

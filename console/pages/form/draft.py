@@ -15,8 +15,10 @@ from tasks.jobs.presets import (
 
 _BUCKETS = "data_loader.aspect_ratio_buckets"
 _RESOLUTION = "data_loader.resolution"
-# FLUX's default is float16, whose range it leaves.
-_WITHOUT_PRESET = {"weight_dtype": "bfloat16"}
+# The configs' defaults are invoke-training's. FLUX leaves the range of its float16, and at its
+# learning rate of 4e-4 a LoRA is soon overtrained: the form begins with what the presets have.
+_WITHOUT_PRESET: dict[str, Any] = {"weight_dtype": "bfloat16"}
+_FLUX_WITHOUT_PRESET = {**_WITHOUT_PRESET, "transformer_learning_rate": 1e-4}
 
 
 class Draft:
@@ -190,17 +192,17 @@ class Draft:
             dataset: Replaces the draft's dataset.
         """
         training: dict[str, Any] = {}
-        if self.preset_name is None:
-            training |= {"type": self.training_type, **_WITHOUT_PRESET}
-            if self.training_type == "FLUX_LORA":
-                training["data_loader"] = {"type": "IMAGE_CAPTION_FLUX_DATA_LOADER"}
-            else:
-                training["data_loader"] = {"type": self.value("data_loader.type")}
         for path in self.own():
-            _set_at(training, path, self._own[path])
+            set_at(training, path, self._own[path])
+        if self.preset_name is None:
+            loader = self.value("data_loader.type")
+            if self.training_type == "FLUX_LORA":
+                loader = "IMAGE_CAPTION_FLUX_DATA_LOADER"
+            base = {"type": self.training_type, **self._base(), "data_loader": {"type": loader}}
+            training = merge_training(base, training)
         dataset = self.dataset if dataset is None else dataset
         if dataset is not None:
-            _set_at(training, self.dataset_path, dataset)
+            set_at(training, self.dataset_path, dataset)
         job: dict[str, Any] = {"name": self.name}
         if self.preset_name is not None:
             job["preset"] = self.preset_name
@@ -227,13 +229,18 @@ class Draft:
         return control.default
 
     def _effective(self, own: dict[str, Any]) -> dict[str, Any]:
-        base = _WITHOUT_PRESET
-        if self.preset_name is not None:
-            base = preset(self.preset_name)["training"]
         over: dict[str, Any] = {}
         for path, value in own.items():
-            _set_at(over, path, value)
-        return merge_training(base, over)
+            set_at(over, path, value)
+        return merge_training(self._base(), over)
+
+    def _base(self) -> dict[str, Any]:
+        """Return the values that a job of this type begins with."""
+        if self.preset_name is not None:
+            base: dict[str, Any] = preset(self.preset_name)["training"]
+            return base
+        is_flux = self.training_type == "FLUX_LORA"
+        return _FLUX_WITHOUT_PRESET if is_flux else _WITHOUT_PRESET
 
     def _set_buckets(self, wanted: bool) -> None:
         self.reset(_BUCKETS)
@@ -268,7 +275,7 @@ def _value_at(values: dict[str, Any], path: str, default: Any = None) -> Any:
     return value
 
 
-def _set_at(values: dict[str, Any], path: str, value: Any) -> None:
+def set_at(values: dict[str, Any], path: str, value: Any) -> None:
     """Set the value at a dotted path."""
     *folders, last = path.split(".")
     for part in folders:

@@ -11,7 +11,10 @@ from console.pages.elements import Choice, Field, Tag, panel
 from console.pages.form.advanced import AdvancedPart
 from console.pages.form.dataset import DatasetPart
 from console.pages.form.drafts import OpenDraft
+from console.pages.form.labels import LABELS, in_labels, label_of
+from console.pages.form.placeholders import with_placeholders
 from console.pages.form.preview_panel import PreviewPanel
+from console.pages.form.start_bar import StartBar
 from console.pages.form.working_copy import archive_of
 from console.pages.formatting import TYPE_NAMES
 from console.pages.layout import Frame
@@ -22,31 +25,38 @@ from tasks.access.api_keys import Scope
 from tasks.errors import InvalidJobError, JobError, Problem
 
 _TYPE_NOTES = {
-    "FLUX_LORA": "A small file that teaches FLUX.1 a subject or a style. Needs 40 GB or more.",
-    "SDXL_LORA": "The same for Stable Diffusion XL, on smaller GPUs.",
+    "FLUX_LORA": "A small file that teaches FLUX.1 a subject or a style. Needs a card of 40 GB or "
+    "more, and takes 2 to 3 times as long as SDXL.",
+    "SDXL_LORA": "The same for Stable Diffusion XL, faster and on smaller GPUs.",
     "SDXL_TEXTUAL_INVERSION": "A new word for SDXL's text encoders; the model stays unchanged.",
     "SDXL_FINETUNE": "All weights of SDXL's UNet. Makes the largest file, needs the most memory.",
 }
 """A note on each training type, in the order of the form."""
 
 _RESOLUTION = "data_loader.resolution"
-# Option, label, help, unit. The form omits options that a training type does not have.
+_PROMPTS, _INTERVAL = "validation_prompts", "validate_every_n_steps"
+# Option, help, unit. The form omits options that a training type does not have.
 _BASICS = (
-    (_RESOLUTION, "Resolution", "Side of the training images; aspect ratios are kept.", "px"),
-    ("train_batch_size", "Batch size", "Images per step. More needs more memory.", ""),
-    ("max_train_steps", "Steps", "Number of weight updates.", "steps"),
-    ("{rate}", "Learning rate", "Size of each weight update.", ""),
-    ("lora_rank_dim", "LoRA rank", "Higher learns more detail and makes a larger file.", ""),
-    ("placeholder_token", "New word", "The word to use in prompts, such as <my-cat>.", ""),
-    ("initializer_token", "Similar word", "A known word with a similar meaning, such as cat.", ""),
-    ("data_loader.caption_preset", "Subject of the images", "An object, or a style.", ""),
+    ("trigger_word", "A word for prompts, such as ohwx. Captions that lack it begin with it.", ""),
+    ("placeholder_token", "The word to use in prompts, such as <my-cat>.", ""),
+    ("initializer_token", "A known word with a similar meaning, such as cat.", ""),
+    ("data_loader.caption_preset", "An object, or a style.", ""),
+    (_RESOLUTION, "Side of the training images; aspect ratios are kept.", "px"),
+    ("train_batch_size", "Images per step. More needs more memory.", ""),
+    ("max_train_steps", "Number of weight updates.", "steps"),
+    ("{rate}", "Too high breaks the image, too low learns nothing.", ""),
+    ("lora_rank_dim", "Higher learns more detail and makes a larger file.", ""),
 )
+_SAMPLES = (
+    (_PROMPTS, "One prompt per line. Images are made from them while the job trains.", ""),
+    (_INTERVAL, "How often: after every so many steps.", "steps"),
+)
+# Without an interval of its own, a job makes this many sets of samples.
+_SAMPLE_SETS = 4
 
 _NO_PRESET = "none"
 # The preview is updated after a pause of this length.
 _PREVIEW_DELAY_S = 0.15
-# Replaces a missing dataset, so that the preview does not wait for images. It is never fetched.
-_PLACEHOLDER_DATASET = {"type": "ARCHIVE", "archive": "https://example.org/images.zip"}
 
 
 class NewJob:
@@ -86,16 +96,18 @@ class NewJob:
         with Tag("div", classes="columns"):
             with Tag("div", classes="stack"):
                 self._add_type_and_model()
-                with panel("Memory preset", "Options that suit a class of GPUs."):
-                    self._preset_box = Tag("div")
-                with panel("Basics"):
-                    self._basics = Tag("div", classes="grid-3")
-                self._advanced = AdvancedPart(self._draft, self._changed, self._fields.keys)
                 self._dataset = DatasetPart(
                     self._frame, self._services, self._opened, self._save, lambda: self._changed()
                 )
+                with panel("Preset", "Options that suit a card and a purpose."):
+                    self._preset_box = Tag("div")
+                with panel("Basics"), Tag("div", classes="stack"):
+                    self._basics = Tag("div", classes="grid-3")
+                    self._samples = Tag("div", classes="grid-samples")
+                self._advanced = AdvancedPart(self._draft, self._changed, self._fields)
             with Tag("aside", classes="aside", aria_label="This job"):
-                self._panel = PreviewPanel(self._start, self._go_to)
+                self._panel = PreviewPanel(self._go_to, self._label_of)
+        self._bar = StartBar(self._start, self._panel.go_to_first_problem)
         self._build_for_type()
         ui.timer(0.05, self._show_first_preview, once=True)
 
@@ -121,11 +133,11 @@ class NewJob:
         background_tasks.create(show_preview_unless_changed(), name="preview a draft")
 
     async def _show_preview(self) -> None:
-        version, document = self._version, self._draft.document()
-        if self._draft.dataset is None:
-            # Images that are here are packed at the start.
-            _set_placeholder_dataset(document, self._draft.dataset_path)
-        preview, problems = await self._preview(document)
+        version = self._version
+        preview, problems = await self._preview(with_placeholders(self._draft, only_dataset=True))
+        if problems and all(problem.missing for problem in problems):
+            # What is not filled in yet has little say in memory and time.
+            preview, _ = await self._preview(with_placeholders(self._draft))
         if version != self._version:
             return  # the preview of a newer version follows
         missing: list[Problem] = []
@@ -135,8 +147,8 @@ class NewJob:
             missing = [problem for problem in problems if problem.missing]
             problems = [problem for problem in problems if not problem.missing]
         self._show_problems(problems)
-        names = [problem.location.removeprefix("training.") for problem in missing]
-        self._panel.show(preview, problems, self._draft, names)
+        self._panel.show(preview, problems, self._draft, [it.location for it in missing])
+        self._show_bar(preview, problems)
         if preview is not None and self._dataset.images.is_stale:
             self._dataset.offer_check()
 
@@ -160,12 +172,21 @@ class NewJob:
             problems = [Problem("", str(error))]
             if isinstance(error, InvalidJobError):
                 problems = list(error.problems)
-                self._show_problems(problems)
-            self._panel.show(None, problems, self._draft)
+            self._show_refusal(problems)
             if upload is not None:
                 await self._dataset.images.discard(upload)
             return
         await self._on_started(job.id)
+
+    def _show_refusal(self, problems: list[Problem]) -> None:
+        self._show_problems(problems)
+        self._panel.show(None, problems, self._draft)
+        self._show_bar(None, problems)
+
+    def _show_bar(self, preview: Preview | None, problems: list[Problem]) -> None:
+        report = self._opened.report
+        images = len(self._opened.images) if report is None else report.images
+        self._bar.show(images, preview, len(problems))
 
     async def _preview(self, document: dict[str, Any]) -> tuple[Preview | None, list[Problem]]:
         try:
@@ -219,7 +240,7 @@ class NewJob:
         self._fields["name"] = self._name
         self._model_box.clear()
         with self._model_box:
-            self._add_field("model", "Base model", "A Hub id, or a folder that the workers see.")
+            self._add_field("model", "A Hub id, or a folder that the workers see.")
         self._preset_box.clear()
         with self._preset_box:
             of_type = [
@@ -227,20 +248,24 @@ class NewJob:
             ]
             none = Choice(_NO_PRESET, "No preset", "Every option starts from its default.")
             Field(
-                "Memory preset", "cards", self._draft.preset_name or _NO_PRESET,
+                "Preset", "cards", self._draft.preset_name or _NO_PRESET,
                 self._choose_preset, choices=[*map(_preset_choice, of_type), none],
                 hide_label=True,
             )  # fmt: skip
         self._basics.clear()
+        rate_path = _rate_path(self._draft.training_type)
         with self._basics:
-            for path, label, help_text, unit in _BASICS:
-                rate_path = _rate_path(self._draft.training_type)
-                self._add_field(path.format(rate=rate_path), label, help_text, unit)
+            for path, help_text, unit in _BASICS:
+                self._add_field(path.format(rate=rate_path), help_text, unit)
+        self._samples.clear()
+        with self._samples:
+            for path, help_text, unit in _SAMPLES:
+                self._add_field(path, help_text, unit)
         self._advanced.rebuild()
         self._dataset.rebuild()
         self._mark_changed()
 
-    def _add_field(self, path: str, label: str, help_text: str, unit: str = "") -> None:
+    def _add_field(self, path: str, help_text: str, unit: str = "") -> None:
         control = self._draft.control(path)
         if control is None:
             return
@@ -253,6 +278,8 @@ class NewJob:
                 self._draft.set_resolution(control.read(typed))
             else:
                 self._draft.set(path, control.read(typed))
+            if path == _PROMPTS:
+                self._suit_interval()
             self._changed(path)
 
         def reset() -> None:
@@ -263,9 +290,24 @@ class NewJob:
             self._fields[path].show(control.show(self._draft.value(path)))
             self._changed(path)
 
+        label = "Learning rate" if path.endswith("learning_rate") else LABELS[path]
         self._fields[path] = Field(
             label, kind, value, change, on_reset=reset, choices=choices, help=help_text, unit=unit
         )
+
+    def _suit_interval(self) -> None:
+        """Make samples of new prompts a few times, unless the user says how often."""
+        intervals = (_INTERVAL, "validate_every_n_epochs")
+        has_prompts = bool(self._draft.value(_PROMPTS))
+        if has_prompts and all(self._draft.value(path) is None for path in intervals):
+            steps = self._draft.value("max_train_steps")
+            if isinstance(steps, int):
+                self._draft.set(_INTERVAL, max(1, steps // _SAMPLE_SETS))
+            else:
+                self._draft.set(intervals[1], 1)
+        elif not has_prompts:
+            for path in intervals:
+                self._draft.reset(path)
 
     def _choose_type(self, training_type: str) -> None:
         self._tried_to_start = False
@@ -274,6 +316,7 @@ class NewJob:
         of_type = [preset for preset in self._presets if preset.type == training_type]
         best = next((preset.name for preset in of_type if preset.recommended), of_type[0].name)
         self._draft.choose_type(training_type, best)
+        self._panel.show_estimating()
         self._build_for_type()
         self._changed()
 
@@ -305,11 +348,17 @@ class NewJob:
         messages: dict[str, str] = {}
         for problem in problems:
             path = problem.location.removeprefix("training.")
-            messages[path] = "; ".join(filter(None, (messages.get(path), problem.message)))
+            message = in_labels(problem.message)
+            messages[path] = "; ".join(filter(None, (messages.get(path), message)))
         for path, field in self._fields.items():
             field.flag(messages.get(path, ""), self._draft.is_own(path))
         self._advanced.mark(messages)
         self._dataset.mark(messages)
+
+    def _label_of(self, location: str) -> str:
+        """Return the label of a problem's field."""
+        field = self._fields.get(location.removeprefix("training."))
+        return label_of(location) if field is None else field.label
 
     def _go_to(self, location: str) -> None:
         """Scroll to the field of a problem."""
@@ -327,18 +376,12 @@ def _rate_path(training_type: str) -> str:
 
 
 def _preset_choice(view: PresetView) -> Choice:
-    tags = [f"{view.memory_class.removesuffix('gb')} GB class"]
+    tags = [f"runs in the {view.memory_class.removesuffix('gb')} GB class"]
+    if view.emulated:
+        tags.append("emulated")
     if view.recommended:
         tags.append("recommended")
     elif not view.served:
         tags.append("no such GPU")
     note = f"{view.summary}. About {view.needed_gib:.0f} GiB."
-    return Choice(view.name, view.name, note, tuple(tags))
-
-
-def _set_placeholder_dataset(document: dict[str, Any], path: str) -> None:
-    part = document["training"]
-    *folders, last = path.split(".")
-    for name in folders:
-        part = part.setdefault(name, {})
-    part[last] = dict(_PLACEHOLDER_DATASET)
+    return Choice(view.name, view.title, note, tuple(tags), view.name)

@@ -1,45 +1,54 @@
-"""The panel beside the form: route, duration, price and problems of the job."""
+"""The panel beside the form: route, duration, price, file and problems of the job."""
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 from nicegui import ui
 
 from console.pages.elements import Tag, button, fact, memory_bar
 from console.pages.form.draft import Draft
-from console.pages.formatting import STAGE_NAMES, count, sentence, span
-from console.views import EstimateView, Preview
+from console.pages.form.labels import in_labels
+from console.pages.formatting import STAGE_NAMES, class_text, count, sentence, size, span
+from console.views import EstimateView, Preview, StageEstimateView
 from routing.classes import MemoryClass
 from tasks.errors import Problem
+from tasks.eta.estimate import NO_IMAGES, Basis
 
 _MAX_PROBLEMS = 8
+_EMULATED = (
+    "This fleet has only emulated GPUs of this class. They compute on the CPU, which suits tiny "
+    "models: a real one takes days."
+)
 
 
 class PreviewPanel:
     """The panel.
 
     Args:
-        on_start: Starts the job.
         go_to: Scrolls to the field of a problem.
+        label_of: Returns the label of a problem's field.
     """
 
-    def __init__(
-        self, on_start: Callable[[], Awaitable[None]], go_to: Callable[[str], None]
-    ) -> None:
-        self._on_start, self._go_to = on_start, go_to
+    def __init__(self, go_to: Callable[[str], None], label_of: Callable[[str], str]) -> None:
+        self._go_to, self._label_of = go_to, label_of
         self._problems: list[Problem] = []
-        self._is_starting = False
         self._shown: Any = None
         with Tag("section", classes="panel stack-small", aria_label="Preview of this job"):
             Tag("h2", "This job")
             self._route = Tag("div", classes="stack-small")
             self._notes = Tag("div", classes="note-list", aria_live="polite")
-            self._start = button("Start training", "primary wide")
-            self._start.on("click", self._clicked)
             self._build_source()
         self._as_json = False
         self._draft: Draft | None = None
+        self.show_estimating()
+
+    def show_estimating(self) -> None:
+        """Show that the figures are about to follow, in place of another job's."""
+        self._shown = None
+        self._notes.clear()
+        self._route.clear()
+        self._route.set_classes("stack-small")
         with self._route:
             Tag("p", "Estimating memory and time…", "muted small")
 
@@ -61,7 +70,7 @@ class PreviewPanel:
             preview: The preview; None when problems prevent it.
             problems: Problems to fix before the start.
             draft: What the user filled in.
-            missing: Options that the user has not filled in yet.
+            missing: Locations of the options that the user has not filled in yet.
         """
         self._draft, self._problems = draft, problems
         self._show_source()
@@ -74,7 +83,8 @@ class PreviewPanel:
         with self._notes:
             self._show_problems(problems)
             if missing:
-                Tag("p", f"Still missing: {', '.join(missing)}.", "note small")
+                labels = [self._label_of(location) for location in missing]
+                Tag("p", f"Still open: {', '.join(labels)}.", "note small")
             if preview is not None:
                 self._show_warnings(preview)
         # Without a preview, the last one stays, dimmed.
@@ -89,17 +99,6 @@ class PreviewPanel:
         if self._problems:
             self._go_to(self._problems[0].location)
 
-    async def _clicked(self) -> None:
-        if self._is_starting:
-            return
-        self._is_starting = True
-        self._start.set_attribute("aria_disabled", "true")
-        try:
-            await self._on_start()
-        finally:
-            self._is_starting = False
-            self._start.set_attribute("aria_disabled", None)
-
     def _show_problems(self, problems: list[Problem]) -> None:
         if not problems:
             return
@@ -112,34 +111,34 @@ class PreviewPanel:
 
     def _show_problem(self, problem: Problem) -> None:
         if not problem.location:
-            Tag("span", str(problem), "small")
+            Tag("span", in_labels(str(problem)), "small")
             return
-        name = problem.location.removeprefix("training.")
-        link = Tag("button", name, "reset", type="button")
+        link = Tag("button", self._label_of(problem.location), "reset", type="button")
         link.on("click", lambda: self._go_to(problem.location))
-        Tag("span", f" {problem.message}", "small")
+        Tag("span", f" {in_labels(problem.message)}", "small")
 
     def _show_warnings(self, preview: Preview) -> None:
         if preview.waiting_reason:
             text = sentence(f"the job would wait: {preview.waiting_reason}")
             Tag("p", text, "note note-warning small")
         for warning in preview.warnings:
-            Tag("p", sentence(warning), "note note-warning small")
+            Tag("p", sentence(in_labels(warning)), "note note-warning small")
+        if preview.route.emulated:
+            Tag("p", _EMULATED, "note note-warning small")
 
     def _show_route(self, preview: Preview) -> None:
         route, estimate = preview.route, preview.estimate
-        memory_class = next(
-            candidate for candidate in MemoryClass if str(candidate) == route.memory_class
-        )
+        memory_class = memory_class_of(preview)
         with Tag("dl", classes="facts"):
-            fact("GPU", f"{memory_class.value} GB class")
+            fact("GPU", class_text(route.memory_class, emulated=route.emulated))
             fact("Queue", route.queue)
-            fact("Time", _duration(estimate))
+            fact("Time", duration(estimate))
             if preview.price is not None:
                 fact("Price", _price(preview.price.amount))
-        if estimate.unknown and estimate.at_least_s >= 1:
-            stages = [STAGE_NAMES.get(stage, stage).lower() for stage in estimate.unknown]
-            Tag("p", f"Time unknown for: {', '.join(stages)}.", "help")
+            if preview.file_bytes is not None:
+                fact("File", f"about {size(preview.file_bytes)}")
+        for note in _time_notes(estimate):
+            Tag("p", note, "help")
         needed_gib, available_gib = route.needed_gib, memory_class.floor_gib
         with Tag("div", classes="stack-small memory"):
             with Tag("div", classes="field-head"):
@@ -183,11 +182,39 @@ class PreviewPanel:
         ui.notify("Copied", type="info", timeout=1500)
 
 
-def _duration(estimate: EstimateView) -> str:
+def memory_class_of(preview: Preview) -> MemoryClass:
+    """Return the memory class of a preview's route."""
+    return next(each for each in MemoryClass if str(each) == preview.route.memory_class)
+
+
+def duration(estimate: EstimateView) -> str:
+    """Format how long a job takes."""
     if estimate.total_s is not None:
         return f"about {span(estimate.total_s)}"
+    if _published(estimate) is not None:
+        return f"about {span(estimate.at_least_s)}"
     known_s = estimate.at_least_s
     return f"at least {span(known_s)}" if known_s >= 1 else "unknown"
+
+
+def _time_notes(estimate: EstimateView) -> list[str]:
+    """Return where the time comes from, and what it leaves out."""
+    notes = []
+    published = _published(estimate)
+    if published is not None:
+        notes.append(f"Not measured here: the published speed of {published.reference}.")
+    elif any(stage.basis is Basis.SCALED for stage in estimate.stages):
+        notes.append("Scaled from runs of other sizes on this fleet.")
+    if estimate.unknown and estimate.at_least_s >= 1:
+        names = [STAGE_NAMES.get(stage, stage).lower() for stage in estimate.unknown]
+        notes.append(f"Without: {', '.join(names)}.")
+    if any(stage.unknown == NO_IMAGES for stage in estimate.stages):
+        notes.append("Add images to complete the estimate.")
+    return notes
+
+
+def _published(estimate: EstimateView) -> StageEstimateView | None:
+    return next((it for it in estimate.stages if it.basis is Basis.PUBLISHED), None)
 
 
 def _price(amount: float | None) -> str:

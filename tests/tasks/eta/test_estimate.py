@@ -88,6 +88,8 @@ def test_forecast_adds_waits_and_work(training: PipelineConfig, history: RunHist
         "runs": 1,
         "scaled_from": None,
         "unknown": None,
+        "basis": "measured",
+        "reference": None,
     }
 
 
@@ -100,8 +102,9 @@ def test_unknown_parts_make_the_total_unknown(
     assert unseen.at_least_s == 2 + 60 + 60 + 240 + 2 + 5
     assert unseen.unknown == ["prepare", "cache"]
     on_80gb = forecast(training, "gpu.80gb", history, [20])
-    assert on_80gb.unknown == ["wait in gpu.80gb", "cache", "train"]
-    assert on_80gb.stages[2].unknown == NO_RUN
+    assert on_80gb.unknown == ["wait in gpu.80gb", "cache"]
+    assert on_80gb.stages[1].unknown == NO_RUN
+    assert on_80gb.stages[2].basis == "published"
 
 
 def test_scaled_statistics_name_their_source(
@@ -117,6 +120,7 @@ def test_scaled_statistics_name_their_source(
         "memory_class": "40gb",
         "resolution": "768x768",
         "samples": 4,
+        "emulated": False,
     }
 
 

@@ -1,4 +1,5 @@
 import logging
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ from tasks.eta.history import (
 from tasks.jobs.job import parse_job
 from tasks.state.connection import connect
 from tasks.state.record import JobRecord, JobStatus, StageRecord
+from tasks.state.workers import WorkerHeartbeat, WorkerInfo
 
 HOUR = timedelta(hours=1)
 GB24, GB40, GB80 = MemoryClass.GB24, MemoryClass.GB40, MemoryClass.GB80
@@ -170,7 +172,7 @@ def test_nearest_is_by_samples_then_resolution_then_class() -> None:
     rungs = [
         TRAIN,
         TRAIN.model_copy(update={"samples": 4}),
-        TRAIN.model_copy(update={"samples": 16}),
+        TRAIN.model_copy(update={"samples": 8}),
         TRAIN.model_copy(update={"size": (1024, 1024)}),
         TRAIN.model_copy(update={"memory_class": GB80}),
     ]
@@ -187,8 +189,43 @@ def test_other_stages_types_and_smaller_gpus_do_not_count(changes: dict[str, Any
     assert known(TRAIN.model_copy(update=changes)).statistics_for(TRAIN) is None
 
 
-def on(work: WorkloadKey) -> int:
-    return work.memory_class or 0
+@pytest.mark.parametrize("changes", [{"size": (64, 64)}, {"size": (2048, 2048)}, {"samples": 32}])
+def test_runs_of_far_more_or_less_work_are_not_scaled(changes: dict[str, Any]) -> None:
+    assert known(TRAIN.model_copy(update=changes)).statistics_for(TRAIN) is None
+
+
+def test_emulated_runs_count_for_emulated_gpus_only() -> None:
+    emulated = TRAIN.model_copy(update={"emulated": True})
+    assert known(emulated).statistics_for(TRAIN) is None
+    found = replace(known(emulated), emulated=frozenset({GB40})).statistics_for(TRAIN)
+    assert found is not None
+    assert found.source == emulated
+    assert replace(known(TRAIN), emulated=frozenset({GB40})).statistics_for(TRAIN) is None
+
+
+def test_emulated_and_toy_runs_are_recorded_as_such(
+    redis_client: Redis, job_document: dict[str, Any]
+) -> None:
+    job, trained = record_with(job_document), started(2, 1015, 300, "gpu.40gb")
+    toy = WorkDone(100, 0.1, is_toy=True)
+    RunHistoryStore(redis_client, HOUR, GB40).record_run(job, "train", trained, toy)
+    assert RunHistoryStore(redis_client, HOUR).read().runs == {}
+    RunHistoryStore(redis_client, HOUR, GB40, emulated=True).record_run(job, "train", trained, toy)
+    [key] = RunHistoryStore(redis_client, HOUR).read().runs
+    assert key.emulated
+
+
+def test_a_class_is_emulated_without_a_real_gpu(redis_client: Redis) -> None:
+    store = RunHistoryStore(redis_client, HOUR)
+    for name, memory_class, gpu_mib in (("a", GB40, 0), ("b", GB24, 0), ("c", GB24, 24576)):
+        info = WorkerInfo(queues=("cpu",), memory_class=memory_class, gpu_mib=gpu_mib)
+        WorkerHeartbeat(redis_client, name, info, HOUR).renew()
+    assert store.read().emulated == {GB40}
+
+
+def compares(work: WorkloadKey, other: WorkloadKey) -> bool:
+    is_as_large = (other.memory_class or 0) >= (work.memory_class or 0)
+    return other.type == work.type and is_as_large and 0.25 <= work.relative_cost(other) <= 4
 
 
 seconds = st.floats(0, 1e6)
@@ -209,7 +246,7 @@ def test_more_steps_never_take_less_time(
 ) -> None:
     statistics = RunHistory(seen, {}).statistics_for(work)
     if statistics is None:
-        assert all(it.type != work.type or on(it) < on(work) for it in seen)
+        assert not any(compares(work, other) for other in seen)
         return
     assert 0 <= statistics.seconds(steps) <= statistics.seconds(steps + more)
     assert statistics.unit_s <= statistics.unit_s_p90

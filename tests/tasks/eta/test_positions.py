@@ -53,7 +53,7 @@ def history(redis_client: Redis, job_document: dict[str, Any]) -> None:
 
 @pytest.fixture
 def worker(redis_client: Redis) -> None:
-    info = WorkerInfo(queues=(GPU,), memory_class=MemoryClass.GB40)
+    info = WorkerInfo(queues=(GPU,), memory_class=MemoryClass.GB40, gpu_mib=40960)
     WorkerHeartbeat(redis_client, "gpu", info, HOUR).renew()
 
 

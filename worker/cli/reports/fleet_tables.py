@@ -72,7 +72,7 @@ def worker_gpu_table(workers: "Mapping[str, WorkerInfo]") -> Table:
             name,
             worker.release or "older",
             worker.gpu_uuid or "",
-            worker.gpu_name or "",
+            "emulated on the CPU" if worker.is_emulated else worker.gpu_name or "",
             str(worker.memory_class),
             serves,
         )

@@ -36,6 +36,11 @@ from worker.cli.reports.output import (
     stdout,
 )
 
+ONLY_EMULATED = (
+    "all live GPUs of this class are emulated on CPUs, which suits tiny models: "
+    "a real one takes days"
+)
+
 
 class JobStatusReport:
     """Where a job is, what it waits for, and when it may end.
@@ -119,6 +124,7 @@ class JobEstimate:
         self, settings: Settings, job: TrainingJob, sizes: Collection[int] | None = None
     ) -> None:
         self._forecast: Forecast | None = None
+        self._is_emulated: bool | None = None
         self._unavailable_reason = ""
         self.problems: list[Problem] = []
         try:
@@ -128,17 +134,21 @@ class JobEstimate:
         except (NoBrokerError, redis.ConnectionError, redis.TimeoutError) as error:
             self._unavailable_reason = str(error)
         else:
-            queue = job.route(settings.constants).gpu_queue
-            self._forecast = forecast(job.training, queue, history, sizes)
+            route = job.route(settings.constants)
+            self._is_emulated = route.memory_class in history.emulated
+            self._forecast = forecast(job.training, route.gpu_queue, history, sizes)
 
     def document(self) -> dict[str, Any]:
         """Return it as JSON; without a fleet, ``expected`` is null and a reason is given."""
         if self._forecast is None:
-            return {"expected": None, "unavailable_reason": self._unavailable_reason}
-        return {"expected": self._forecast.document()}
+            reason = self._unavailable_reason
+            return {"expected": None, "emulated": None, "unavailable_reason": reason}
+        return {"expected": self._forecast.document(), "emulated": self._is_emulated}
 
     def show(self) -> None:
         """Print it for people."""
+        if self._is_emulated:
+            stdout.print(ONLY_EMULATED, soft_wrap=True)
         if self._forecast is None:
             message = f"no duration estimate: {self._unavailable_reason}"
             stdout.print(message, soft_wrap=True)

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from routing.policy import Route
 from tasks.contract import STAGES
-from tasks.eta.estimate import Forecast, StageForecast
+from tasks.eta.estimate import Basis, Forecast, StageForecast
 from tasks.eta.history import UNITS, RunHistory, RunStatistics, WorkloadKey, p90
 from tasks.state.record import JobRecord
 from tasks.state.tenants.webhook_secrets import WebhookSecret
@@ -144,7 +144,9 @@ def estimate_table(expected: Forecast) -> Table:
         table.add_row("total", "", duration_text(expected.total_s), "")
     else:
         unknown = f"without: {', '.join(expected.unknown)}"
-        table.add_row("at least", "", duration_text(expected.at_least_s), unknown)
+        is_published = any(stage.basis is Basis.PUBLISHED for stage in expected.stages)
+        known = "about" if is_published else "at least"
+        table.add_row(known, "", duration_text(expected.at_least_s), unknown)
     return table
 
 
@@ -205,6 +207,8 @@ def _ordered(history: RunHistory) -> Sequence[RunStatistics]:
 def _workload_text(work: WorkloadKey) -> str:
     samples = f"{work.samples} samples a step" if work.stage == "train" else None
     memory_class = None if work.memory_class is None else str(work.memory_class)
+    if memory_class is not None and work.emulated:
+        memory_class += " (emulated)"
     return ", ".join(part for part in (memory_class, work.resolution, samples) if part)
 
 
@@ -213,6 +217,8 @@ def _source(stage: StageForecast) -> str:
         return stage.unknown
     if stage.seconds == 0:
         return "nothing to do"
+    if stage.basis is Basis.PUBLISHED:
+        return f"published for {stage.reference}, not measured here"
     source = f"{stage.runs} run{'' if stage.runs == 1 else 's'}"
     if stage.scaled_from is not None:
         source += f", scaled from {_workload_text(stage.scaled_from)}"

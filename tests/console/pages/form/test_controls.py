@@ -1,6 +1,6 @@
 import pytest
 
-from console.pages.form.controls import GROUPS, Control, Kind, controls, label_of
+from console.pages.form.controls import GROUPS, Control, Kind, controls, label_of_choice
 from routing.policy import TrainingType
 from tasks.jobs.options import training_options
 
@@ -37,7 +37,7 @@ def test_gradient_checkpointing_is_off_on_auto_or_a_number(training_type: str, b
     found = control(training_type, "gradient_checkpointing")
     numbers = [str(number) for number in range(blocks + 1)]
     assert found.kind == Kind.CHOICE
-    assert [label_of(choice) for choice in found.choices] == ["off", "on", "auto", *numbers]
+    assert [label_of_choice(choice) for choice in found.choices] == ["off", "on", "auto", *numbers]
     values = [found.read(choice) for choice in found.choices]
     assert [found.show(value) for value in values] == list(found.choices)
 
@@ -52,6 +52,8 @@ def test_a_nullable_choice_offers_null_first() -> None:
         ("lora_rank_dim", " 16 ", 16),
         ("transformer_learning_rate", "4e-4", 4e-4),
         ("transformer_learning_rate", "", None),
+        ("transformer_learning_rate", " 0,0004 ", 4e-4),
+        ("guidance_scale", "1,5", 1.5),
         ("train_text_encoder", True, True),
         ("validation_prompts", "a cat\n\n a dog \n", ["a cat", "a dog"]),
         ("data_loader.resolution", "[512, 768]", [512, 768]),
@@ -69,7 +71,9 @@ def test_typed_text_becomes_a_value(path: str, typed: object, value: object) -> 
     [
         ("lora_rank_dim", "many"),
         ("lora_rank_dim", ""),
-        ("guidance_scale", "1,5"),
+        ("guidance_scale", "1,000.5"),
+        ("guidance_scale", "1,5,0"),
+        ("max_train_steps", "1,5"),
         ("data_loader.resolution", "[" * 100_000),
     ],
 )

@@ -46,6 +46,18 @@ def test_flux_trains_in_bfloat16_unless_the_user_chooses_float16() -> None:
     assert parse_job(draft.document()).training.weight_dtype == "float16"
 
 
+@pytest.mark.parametrize("name", [None, *(it for it in preset_names() if "flux" in it)])
+def test_the_form_starts_flux_at_the_rate_of_the_presets(name: str | None) -> None:
+    draft = with_images(Draft("FLUX_LORA", name))
+    if name is None:
+        draft.set("max_train_steps", 100)
+        draft.set("save_every_n_steps", 50)
+    assert draft.value("transformer_learning_rate") == 1e-4
+    assert parse_job(draft.document()).training.learning_rates() == {"transformer": 1e-4}
+    draft.set("optimizer.optimizer_type", "Prodigy")
+    assert parse_job(draft.document()).training.learning_rates() == {"transformer": 1.0}
+
+
 def test_a_value_equal_to_the_presets_is_not_the_jobs_own() -> None:
     draft = Draft("FLUX_LORA", "flux_lora_1x40gb")
     draft.set("train_batch_size", 4)

@@ -65,6 +65,7 @@ def test_durations_lists_finished_runs(invoke: Invoke, broker_url: str) -> None:
                 "memory_class": "40gb",
                 "resolution": "768x768",
                 "samples": 4,
+                "emulated": False,
                 "runs": 1,
                 "unit": "step",
                 "unit_s": 2,
@@ -80,11 +81,31 @@ def test_durations_lists_finished_runs(invoke: Invoke, broker_url: str) -> None:
 
 
 @pytest.mark.usefixtures("redis_client")
-def test_a_new_fleet_has_no_estimates(invoke: Invoke, job_file: Path, broker_url: str) -> None:
+def test_a_new_fleet_shows_published_speeds(
+    invoke: Invoke, job_file: Path, broker_url: str
+) -> None:
     shown = invoke("durations", TRAINING_BROKER_URL=broker_url)
     assert shown == "no run has finished yet\n"
-    shown = invoke("route", str(job_file), TRAINING_BROKER_URL=broker_url)
-    assert f"no duration estimate: {NO_RUN}" in shown
+    shown = " ".join(invoke("route", str(job_file), TRAINING_BROKER_URL=broker_url).split())
+    assert "published for an A40" in shown
+    assert NO_RUN in shown
+    document = json.loads(invoke("route", str(job_file), "--json", TRAINING_BROKER_URL=broker_url))
+    assert document["emulated"] is False
+    bases = [stage["basis"] for stage in document["expected"]["stages"]]
+    assert bases == [None, None, "published", None]
+
+
+@pytest.mark.usefixtures("redis_client")
+def test_route_says_that_a_class_is_emulated(
+    invoke: Invoke, job_file: Path, redis_client: Redis, broker_url: str
+) -> None:
+    info = WorkerInfo(queues=("gpu.40gb",), memory_class=MemoryClass.GB40)
+    WorkerHeartbeat(redis_client, "gpu", info, HOUR).renew()
+    document = json.loads(invoke("route", str(job_file), "--json", TRAINING_BROKER_URL=broker_url))
+    assert document["emulated"] is True
+    assert document["expected"]["stages"][2]["seconds"] is None
+    shown = " ".join(invoke("route", str(job_file), TRAINING_BROKER_URL=broker_url).split())
+    assert "emulated on CPUs" in shown
 
 
 @pytest.mark.usefixtures("trained")
