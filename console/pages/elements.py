@@ -194,7 +194,8 @@ class Field(Element, component="field.js"):
         self.label = label
         self._props.update(
             label=label, name=name, kind=kind, value=value, version=0,
-            choices=_documents(choices), help=help, unit=unit, placeholder=placeholder, suggestions=list(suggestions),
+            choices=_documents(choices), help=help, unit=unit, placeholder=placeholder,
+            suggestions=list(suggestions),
             hideLabel=hide_label, error="", changed=False,
         )  # fmt: skip
         self._on_change = on_change

@@ -18,7 +18,7 @@ class PublishedSpeed:
     Attributes:
         step_s: Seconds of a step.
         size: Width and height of its images; None if the source does not name them.
-        source: Who published it, and for which card.
+        source: The card, and who published it.
     """
 
     step_s: float
@@ -36,25 +36,29 @@ class PublishedSpeed:
 # All at one sample a step. A40 mixes 512, 768 and 1024 px, whose mean is that of 796 px.
 _SPEEDS: dict[TrainingType, dict[MemoryClass, PublishedSpeed]] = {
     TrainingType.FLUX_LORA: {
-        MemoryClass.GB40: PublishedSpeed(6.5, (796, 796), "an A40, by ai-toolkit's issue 145"),
+        MemoryClass.GB40: PublishedSpeed(
+            6.5, (796, 796), "published for an A40 (ai-toolkit, issue 145)"
+        ),
         MemoryClass.GB80: PublishedSpeed(
-            1.71, (512, 768), "an H100 in fp8, by Hugging Face's article on FLUX QLoRA"
+            1.71, (512, 768), "published for an H100 in fp8 (Hugging Face, FLUX QLoRA)"
         ),
     },
     TrainingType.SDXL_LORA: {
-        MemoryClass.GB8: PublishedSpeed(2.4, (1024, 1024), "an RTX 3060, by kohya_ss's issue 1288"),
+        MemoryClass.GB8: PublishedSpeed(
+            2.4, (1024, 1024), "published for an RTX 3060 (kohya_ss, issue 1288)"
+        ),
         MemoryClass.GB24: PublishedSpeed(
-            1.2, (1024, 1024), "an RTX 3090, by kohya_ss's issues 1288 and 1730"
+            1.2, (1024, 1024), "published for an RTX 3090 (kohya_ss, issue 1730)"
         ),
         MemoryClass.GB40: PublishedSpeed(
-            0.585, (1024, 1024), "an L40S, by SimpleTuner's documentation"
+            0.585, (1024, 1024), "published for an L40S (SimpleTuner's documentation)"
         ),
         MemoryClass.GB80: PublishedSpeed(
-            0.606, (1024, 1024), "an H100, by SimpleTuner's documentation"
+            0.606, (1024, 1024), "published for an H100 (SimpleTuner's documentation)"
         ),
     },
 }
-_NO_FIGURE = PublishedSpeed(7.2, None, "1 to 4 hours for 1000 steps, a rule of thumb")
+_NO_FIGURE = PublishedSpeed(7.2, None, "a rule of thumb: 1 to 4 hours for 1000 steps")
 """The geometric mean of what people expect of one GPU, for types without a published figure."""
 
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -129,6 +130,22 @@ _FOCUSED = """() => {
     && parseFloat(getComputedStyle(e).outlineWidth) > 0;
   const seen = [it, it.closest('label'), it.closest('.drop')?.querySelector('.btn')].some(outlined);
   return { name: name.trim().split('\\n')[0], seen, is: it !== document.body };
+}"""
+
+
+def violations(page: Page) -> list[str]:
+    """Return what axe-core finds wrong with a page, minor things too."""
+    page.evaluate((files("axe_playwright_python") / "axe.min.js").read_text("utf-8"))
+    found: list[str] = page.evaluate(_RUN_AXE)
+    return found
+
+
+# Rules that axe-core does not run by itself.
+_RUN_AXE = """async () => {
+  const rules = { 'label-content-name-mismatch': { enabled: true } };
+  const { violations } = await axe.run(document, { rules, resultTypes: ['violations'] });
+  return violations.flatMap((it) => it.nodes.map((node) =>
+    `${it.id} (${it.impact}): ${node.html.slice(0, 200)}: ${node.failureSummary}`));
 }"""
 
 

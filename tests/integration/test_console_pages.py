@@ -23,6 +23,7 @@ from tests.integration.browsers import (
     nameless,
     outline,
     tab_to,
+    violations,
     visit,
 )
 from tests.integration.conftest import short_job
@@ -127,7 +128,7 @@ def test_a_user_trains_a_lora_from_images(
 
     # The broken image stops the start, and the panel names it.
     page.get_by_role("button", name="Start training").click()
-    expect(page.get_by_text("1 problem to fix")).to_be_visible()
+    expect(page.get_by_role("button", name="1 problem to fix")).to_be_visible()
     row.get_by_role("button", name="Remove broken.png").click()
     expect(page.get_by_text("8 valid images")).to_be_visible()
     page.get_by_label("Caption of 02.png").fill("a caption written in the browser")
@@ -162,10 +163,13 @@ def test_all_problems_are_shown_beside_their_fields(page: Page, tiny_model: Path
     field(page, "LoRA rank").fill("many")
     page.get_by_text("Advanced options").click()
     page.get_by_label("Find an option").fill("clip tokenizer")
-    field(page, "clip_tokenizer_max_length").fill("78")
+    field(page, "Tokens that CLIP reads").fill("78")
     page.get_by_role("button", name="Start training").click()
-    expect(page.get_by_text("5 problems to fix")).to_be_visible()
-    for label in ("Name", "Steps", "LoRA rank", "clip_tokenizer_max_length"):
+    panel = page.get_by_role("complementary", name="This job")
+    expect(panel.get_by_text("5 problems to fix")).to_be_visible()
+    expect(panel).to_contain_text("Tokens that CLIP reads must be at most 77")
+    expect(panel).to_contain_text("LoRA rank must be a whole number")
+    for label in ("Name", "Steps", "LoRA rank", "Tokens that CLIP reads"):
         expect(field(page, label)).to_have_attribute("aria-invalid", "true")
         described_by = field(page, label).get_attribute("aria-describedby") or ""
         assert page.locator(f"#{described_by.split()[0]}").inner_text()
@@ -199,8 +203,10 @@ def test_a_job_is_cancelled_published_and_run_again(
     job_id = fleet.submit(job).documents[0]["job_id"]
     page.goto(f"/jobs/{job_id}")
     wait_until(lambda: step_of_the_loss(page) > 0, timeout_s=PATIENCE_S, description="it trains")
+    assert violations(page) == []
     page.get_by_role("button", name="Pause").click()
     expect(page.get_by_text("paused", exact=True)).to_be_visible()
+    assert violations(page) == []
     page.get_by_role("button", name="Resume").click()
     expect(page.get_by_text("running", exact=True).first).to_be_visible()
     page.get_by_role("button", name="Cancel").click()
@@ -216,8 +222,9 @@ def test_a_job_is_cancelled_published_and_run_again(
     expect(field(page, "Resolution")).to_have_value("64")
     expect(page.get_by_label("Source", exact=True)).to_have_value("IMAGE_CAPTION_DIR_DATASET")
     field(page, "Steps").fill("4")
-    field(page, "save_every_n_steps").or_(page.get_by_text("Advanced options")).first.click()
-    field(page, "save_every_n_steps").fill("4")
+    page.get_by_text("Advanced options").click()
+    page.get_by_label("Find an option").fill("checkpoint every")
+    field(page, "Checkpoint every (steps)").fill("4")
     page.get_by_role("button", name="Start training").click()
     page.wait_for_url(re.compile(rf"/jobs/(?!{job_id})"))
     expect(page.get_by_text("succeeded", exact=True)).to_be_visible()
@@ -275,9 +282,16 @@ def test_a_job_is_submitted_by_keyboard_alone(
         tab_to(page, "Skip to main content")
         page.keyboard.press("Enter")
         tab_to(page, "FLUX LoRA")
+        for label, text in (("Name", "by-keyboard"), ("Base model", str(tiny_model))):
+            tab_to(page, label)
+            page.keyboard.press("Control+a")
+            page.keyboard.type(text)
+        tab_to(page, "Choose images")
+        with page.expect_file_chooser() as chooser:
+            page.keyboard.press("Space")
+        chooser.value.set_files(sorted(images.iterdir()))
+        expect(page.get_by_text("8 valid images")).to_be_visible()
         for label, text in (
-            ("Name", "by-keyboard"),
-            ("Base model", str(tiny_model)),
             ("Resolution", "64"),
             ("Steps", "4"),
         ):
@@ -289,14 +303,9 @@ def test_a_job_is_submitted_by_keyboard_alone(
         page.get_by_label("Find an option").wait_for()
         tab_to(page, "Find an option")
         page.keyboard.type("cache")
-        expect(field(page, "optimizer.beta1")).to_be_hidden()
-        tab_to(page, "cache_vae_outputs")
+        expect(field(page, "Beta 1")).to_be_hidden()
+        tab_to(page, "Cache latents")
         page.keyboard.press("Space")
-        tab_to(page, "Choose images")
-        with page.expect_file_chooser() as chooser:
-            page.keyboard.press("Space")
-        chooser.value.set_files(sorted(images.iterdir()))
-        expect(page.get_by_text("8 valid images")).to_be_visible()
         tab_to(page, "Start training")
         page.keyboard.press("Enter")
         page.wait_for_url("**/jobs/*")
@@ -321,6 +330,12 @@ def test_every_page_suits_phones_and_screen_readers(
             if path == "/new":
                 page.get_by_text("Advanced options").click()
                 page.get_by_label("Find an option").wait_for()
+                assert violations(page) == [], "a folded form"
+                for section in page.locator(".options-group > summary").all():
+                    section.click()
+                field(page, "Beta 1").wait_for()
+                field(page, "Folder of the results").wait_for()
+            assert violations(page) == [], path
             assert not is_wider_than_its_screen(page), path
             assert nameless(page) == [], path
             levels, landmarks = outline(page)
@@ -346,6 +361,7 @@ def test_every_page_needs_a_key(browser: Browser, console: Console) -> None:
         for path in ("/", "/new", "/jobs", "/fleet", "/jobs/any"):
             page.goto(path)
             expect(page).to_have_url(re.compile("/login"))
+        assert violations(page) == []
         page.get_by_label("Key").fill("twk_wrong")
         page.get_by_role("button", name="Log in").click()
         expect(page.get_by_role("alert")).to_contain_text("unknown or revoked, or has expired")

@@ -24,7 +24,7 @@ LABELS = {
     # Optimizer and learning rate
     "optimizer": "Optimizer settings",
     "optimizer.optimizer_type": "Optimizer",
-    "optimizer.learning_rate": "Learning rate",
+    "optimizer.learning_rate": "Learning rate of the optimizer",
     "optimizer.beta1": "Beta 1",
     "optimizer.beta2": "Beta 2",
     "optimizer.weight_decay": "Weight decay",

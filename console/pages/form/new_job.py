@@ -49,8 +49,14 @@ _BASICS = (
 )
 _SAMPLES = (
     (_PROMPTS, "One prompt per line. Images are made from them while the job trains.", ""),
-    (_INTERVAL, "How often: after every so many steps.", "steps"),
+    (_INTERVAL, "Begins as a quarter of the steps.", ""),
 )
+# The form offers these for options of which a job sets exactly one.
+_OFFERED = {
+    "initial_phrase": "initializer_token",
+    "data_loader.caption_templates": "data_loader.caption_preset",
+    "max_train_epochs": "max_train_steps",
+}
 # Without an interval of its own, a job makes this many sets of samples.
 _SAMPLE_SETS = 4
 
@@ -147,7 +153,7 @@ class NewJob:
             missing = [problem for problem in problems if problem.missing]
             problems = [problem for problem in problems if not problem.missing]
         self._show_problems(problems)
-        self._panel.show(preview, problems, self._draft, [it.location for it in missing])
+        self._panel.show(preview, problems, self._draft, [_shown_path(it) for it in missing])
         self._show_bar(preview, problems)
         if preview is not None and self._dataset.images.is_stale:
             self._dataset.offer_check()
@@ -347,7 +353,7 @@ class NewJob:
         """Show each problem beside its field."""
         messages: dict[str, str] = {}
         for problem in problems:
-            path = problem.location.removeprefix("training.")
+            path = _shown_path(problem)
             message = in_labels(problem.message)
             messages[path] = "; ".join(filter(None, (messages.get(path), message)))
         for path, field in self._fields.items():
@@ -367,6 +373,12 @@ class NewJob:
             self._fields[path].focus()
         elif not self._advanced.go_to(path):
             self._dataset.focus()
+
+
+def _shown_path(problem: Problem) -> str:
+    """Return the path of the field that a problem is shown beside."""
+    path = problem.location.removeprefix("training.")
+    return _OFFERED.get(path, path) if problem.missing else path
 
 
 def _rate_path(training_type: str) -> str:

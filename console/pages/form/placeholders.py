@@ -22,11 +22,11 @@ def with_placeholders(draft: Draft, *, only_dataset: bool = False) -> dict[str, 
     if only_dataset:
         return document
     has_start = any(draft.value(path) for path in _OTHER_STARTS)
-    for path, value in _REQUIRED.items():
+    for path, word in _REQUIRED.items():
         if path == "initializer_token" and has_start:
             continue
         if draft.control(path) is not None and not draft.value(path):
-            set_at(document["training"], path, value)
+            set_at(document["training"], path, word)
     for path, value in _STEPS.items():
         partner = path.replace("_steps", "_epochs")
         if draft.value(path) is None and draft.value(partner) is None:

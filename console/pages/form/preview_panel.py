@@ -202,11 +202,12 @@ def _time_notes(estimate: EstimateView) -> list[str]:
     notes = []
     published = _published(estimate)
     if published is not None:
-        notes.append(f"Not measured here: the published speed of {published.reference}.")
+        notes.append(f"Not measured on this fleet; {published.reference}.")
     elif any(stage.basis is Basis.SCALED for stage in estimate.stages):
         notes.append("Scaled from runs of other sizes on this fleet.")
     if estimate.unknown and estimate.at_least_s >= 1:
-        names = [STAGE_NAMES.get(stage, stage).lower() for stage in estimate.unknown]
+        names = [STAGE_NAMES[it].lower() for it in estimate.unknown if it in STAGE_NAMES]
+        names += ["waiting in queues"] if len(names) < len(estimate.unknown) else []
         notes.append(f"Without: {', '.join(names)}.")
     if any(stage.unknown == NO_IMAGES for stage in estimate.stages):
         notes.append("Add images to complete the estimate.")

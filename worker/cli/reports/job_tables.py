@@ -218,7 +218,7 @@ def _source(stage: StageForecast) -> str:
     if stage.seconds == 0:
         return "nothing to do"
     if stage.basis is Basis.PUBLISHED:
-        return f"published for {stage.reference}, not measured here"
+        return f"not measured here; {stage.reference}"
     source = f"{stage.runs} run{'' if stage.runs == 1 else 's'}"
     if stage.scaled_from is not None:
         source += f", scaled from {_workload_text(stage.scaled_from)}"
