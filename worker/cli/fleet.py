@@ -230,7 +230,10 @@ def gpus(
         workers = {name: worker for name, worker in live.items() if worker.gpu_uuid is not None}
         if json:
             print_json(
-                [{"worker": n, **worker.model_dump(mode="json")} for n, worker in workers.items()]
+                [
+                    {"worker": n, **it.model_dump(mode="json"), "emulated": it.is_emulated}
+                    for n, it in workers.items()
+                ]
             )
         else:
             print_table(worker_gpu_table(workers), "no live worker has a GPU")

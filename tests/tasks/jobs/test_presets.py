@@ -313,3 +313,19 @@ def test_the_config_function_has_its_planned_values() -> None:
 
 def test_the_shortest_run_is_saved() -> None:
     assert get_flux_lora_config(max_train_steps=1)["save_every_n_steps"] == 1
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_is_not_warned_about_its_own_values(name: str) -> None:
+    job = job_of(name)
+    assert set(job.warnings()) <= set(job.training.reader_warnings())
+    assert preset(name)["title"]
+
+
+def test_a_value_of_the_jobs_own_is_warned_about() -> None:
+    [warning] = job_of("flux_lora_1x24gb", cache_vae_outputs=False).warnings()
+    assert "uncached encoder outputs" in warning
+    only_text = {"train_transformer": False, "train_text_encoder": True}
+    uncached = {**only_text, "cache_text_encoder_outputs": False}
+    found = job_of("flux_lora_1x40gb", **uncached).warnings()
+    assert not any("transformer_learning_rate" in warning for warning in found)
