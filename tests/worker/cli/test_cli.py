@@ -146,7 +146,11 @@ def test_options_are_listed_by_type(tmp_path: Path) -> None:
     only = json.loads(run("options", "SDXL_LORA", "--format", "json", home=tmp_path).stdout)
     assert only == {"SDXL_LORA": listed["SDXL_LORA"]}
     [rank] = [o for o in only["SDXL_LORA"]["options"] if o["path"] == "lora_rank_dim"]
-    assert (rank["type"], rank["default"], rank["required"]) == ("whole number above 0", "4", False)
+    assert (rank["type"], rank["default"], rank["required"]) == (
+        "whole number above 0 to 1024",
+        "4",
+        False,
+    )
     shown = " ".join(run("options", "FLUX_LORA", home=tmp_path, COLUMNS="200").stdout.split())
     assert "timestep_sampler" in shown
     assert "with optimizer.optimizer_type: Prodigy" in shown
