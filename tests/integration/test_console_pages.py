@@ -213,7 +213,7 @@ def test_a_job_is_cancelled_published_and_run_again(
     page.get_by_role("button", name="Cancel and publish").click()
     expect(page.get_by_text("cancelled", exact=True)).to_be_visible()
     expect(page.get_by_role("link", name="Download long.safetensors", exact=True)).to_be_visible()
-    page.get_by_role("button", name="Copy a link to long.safetensors", exact=True).click()
+    page.get_by_role("button", name="Copy link to long.safetensors", exact=True).click()
     expect(page.get_by_text("Anyone with this link can download the file")).to_be_visible()
 
     page.get_by_role("link", name="Run again with changes").click()

@@ -191,7 +191,7 @@ class FilesPart:
                     href=self._frame.link(path), download=file.name,
                     aria_label=f"Download {file.name}",
                 )  # fmt: skip
-                copy = button("Copy link", "small", aria_label=f"Copy a link to {file.name}")
+                copy = button("Copy link", "small", aria_label=f"Copy link to {file.name}")
                 copy.on("click", lambda: self._copy_link(file.name))
 
     async def _copy_link(self, name: str) -> None:
