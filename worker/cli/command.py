@@ -121,6 +121,12 @@ def _run(function: Callable[..., int | None], *args: Any, **options: Any) -> int
         if error.name not in EXTRAS:
             raise
         return _report(not_installed(error.name), as_json)
+    except OSError as error:
+        if error.filename is None or error.strerror is None:
+            raise
+        logger.debug("the command failed", exc_info=error)
+        message = f"cannot use {error.filename}: {error.strerror}"
+        return _report(JobError(message, ErrorCode.UNREADABLE_FILE), as_json)
     except Exception as error:
         if not _is_unavailable_broker(error):
             raise

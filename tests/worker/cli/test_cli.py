@@ -170,12 +170,19 @@ def test_a_broken_pipe_ends_quietly(command: str) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_a_broken_pipe_hides_no_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("streams", [("stdout",), ("stderr",), ("stdout", "stderr")])
+def test_a_broken_pipe_hides_no_error(streams: tuple[str, ...]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    program = [sys.executable, "-P", "-m", "worker", "presets", "x"]
+    program = [sys.executable, "-P", "-m", "worker", "presets", "x", "-v"]
     with os.fdopen(writer, "wb") as pipe:
-        assert subprocess.run(program, stdout=pipe, check=False).returncode == 2
+        closed: dict[str, Any] = dict.fromkeys(streams, pipe)
+        assert subprocess.run(program, check=False, **closed).returncode == 2
+
+
+def test_a_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    shown = run("demo", "--home", "/dev/null/home", home=tmp_path, code=17).stderr
+    assert shown == "error: cannot use /dev/null/home: Not a directory\n"
 
 
 def test_version_is_printed(invoke: Invoke) -> None:
