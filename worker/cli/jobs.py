@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 commands = typer.Typer(cls=Group)
 
+# Narrower terminals show what jobs wait for below the table, not in a column of single words.
+WIDE = 120
 NO_JOB = "there is no job yet; submit one with 'training-worker submit JOB.yaml'"
 
 
@@ -136,7 +138,7 @@ def list_jobs(
     from tasks.state.record import JobStatus
     from worker.cli.client import client_of
     from worker.cli.reports.job_tables import job_table
-    from worker.cli.reports.output import print_json, print_table
+    from worker.cli.reports.output import print_json, print_table, stdout
 
     if status is not None and status not in list(JobStatus):
         raise UsageError(f"--status: {status} is none of {', '.join(JobStatus)}")
@@ -163,9 +165,12 @@ def list_jobs(
         )
     else:
         waits = {record.id: client.waiting_text(record) for record in records}
-        print_table(
-            job_table(records, waits), "no job matches" if wanted != JobFilter() else NO_JOB
-        )
+        is_wide = stdout.width >= WIDE
+        empty = "no job matches" if wanted != JobFilter() else NO_JOB
+        print_table(job_table(records, waits if is_wide else None), empty)
+        for job_id, reason in waits.items() if not is_wide else ():
+            if reason:
+                stdout.print(f"{job_id} waits: {reason}")
 
 
 def parse_since(text: str) -> "datetime":

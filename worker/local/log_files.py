@@ -50,8 +50,13 @@ class LogFiles:
         self._threads = [each for each in self._threads if each.is_alive()] + [thread]
 
     def add_own(self, name: str) -> None:
-        """Write this process's own log to a file, too."""
+        """Write this process's own log to a file, too.
+
+        Raises:
+            OSError: The folder cannot be made.
+        """
         if self._max_bytes:
+            self._folder.mkdir(parents=True, exist_ok=True)
             root = logging.getLogger()
             file = self._file(name)
             file.setFormatter(root.handlers[0].formatter)

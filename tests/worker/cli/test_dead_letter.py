@@ -1,4 +1,5 @@
 import json
+import re
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from tasks.stages.submit import submit
 from tasks.state.job_store import JobStore
 from tasks.state.record import JobStatus
 from tests.worker.cli.conftest import Invoke
+from worker.cli.reports.output import stdout
 
 
 @pytest.fixture
@@ -43,6 +45,23 @@ def test_an_ended_job_cannot_be_cancelled(
     shown = invoke("cancel", job_id, code=18, TRAINING_BROKER_URL=broker_url)
     assert shown == f"error: job {job_id} is failed; there is nothing to cancel\n"
     assert state.get(job_id).status == JobStatus.FAILED
+
+
+def test_a_narrow_list_has_what_jobs_wait_for_below(
+    invoke: Invoke,
+    state: JobStore,
+    broker_url: str,
+    job_document: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job_id = submit(job_document, state, "result").job_id
+    waits = "no live worker serves cpu: none takes jobs"
+    wide = invoke("list", TRAINING_BROKER_URL=broker_url)
+    assert re.search(rf"{job_id}.*{waits}", wide)
+    monkeypatch.setattr(stdout, "_width", 80)
+    narrow = invoke("list", TRAINING_BROKER_URL=broker_url)
+    assert narrow.splitlines()[-1] == f"{job_id} waits: {waits}"
+    assert "FLUX_LORA" in narrow
 
 
 def test_an_empty_queue_is_a_sentence(

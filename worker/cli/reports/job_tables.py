@@ -6,7 +6,6 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
-from rich.text import Text
 
 from routing.policy import Route
 from tasks.contract import STAGES
@@ -43,26 +42,29 @@ def stage_table(record: JobRecord) -> Table:
     return table
 
 
-def job_table(records: list[JobRecord], waits: Mapping[str, str | None]) -> Table:
+def job_table(records: list[JobRecord], waits: Mapping[str, str | None] | None) -> Table:
     """Show one job per row.
 
     Args:
         records: The jobs.
-        waits: What each of them waits for, by id; None if it runs or has ended.
+        waits: What each of them waits for, by id, None if it runs or has ended; or None for no such
+            column.
     """
     table = FoldedTable()
-    for heading in ("id", "name", "type", "status", "stage", "submitted", "waits"):
+    for heading in ("id", "name", "type", "status", "stage", "submitted"):
         table.add_column(heading, no_wrap=heading == "id")
+    if waits is not None:
+        table.add_column("waits")
     for record in records:
-        table.add_row(
+        cells = [
             record.id,
-            Text(record.title or record.job.name),
+            record.title or record.job.name,
             record.job.training.type,
             record.status,
             record.stage,
             record.created_at.astimezone().strftime("%m-%d %H:%M"),
-            waits[record.id] or "",
-        )
+        ]
+        table.add_row(*cells, *(() if waits is None else (waits[record.id] or "",)))
     return table
 
 
