@@ -54,11 +54,14 @@ _MAX_REQUESTS = 1000
 
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
-_PAGE = re.compile(r"/(jobs(/[^/]+)?|fleet|new)?")
+_PAGE = re.compile(r"/(jobs(/[^/]+)?|fleet|new|datasets(/[^/]+)?)?")
 # Where NiceGUI receives the messages and files of pages.
 _PAGE_UPLOADS = "/_nicegui/client/"
 _OF_PAGES = ("/_nicegui_ws/", _PAGE_UPLOADS, f"{THUMBNAILS}/")
-_UPLOADS = (f"{API}/uploads/", f"{API}/uploads:multipart", _PAGE_UPLOADS)
+_UPLOADS = (
+    *(f"{API}/uploads/", f"{API}/uploads:multipart", f"{API}/datasets:multipart"),
+    *(f"{API}/datasets/", _PAGE_UPLOADS),
+)
 _HEALTH = f"{API}/health"
 _FILE = re.compile(rf"{API}/jobs/([^/]+)/files/(.+)")
 _OPEN_TO_ALL = (

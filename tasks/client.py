@@ -36,6 +36,7 @@ from tasks.state.tenants.usage import UsageStore
 from tasks.state.tenants.webhook_secrets import WebhookSecret, WebhookSecrets
 from tasks.state.webhook_deliveries import WebhookDeliveries
 from tasks.state.workers import WorkerInfo, live_workers, newest_versions, why_unserved
+from tasks.store import Store
 from tasks.tracing.spans import record_job
 
 
@@ -57,7 +58,7 @@ class Client:
         connection = connect(broker_url)
         check_server(connection, broker_url)
         self._redis = connection
-        self._constants = settings.constants
+        self._constants, self._store_url = settings.constants, settings.resolved_store_url
         self.state = JobStore(connection, settings.job_ttl, settings.constants)
         self.control = JobControl(connection, settings.job_ttl)
         self.audit = AuditLog(connection, settings.audit_retention)
@@ -112,7 +113,9 @@ class Client:
         if require_worker:
             self._check_served(job.route(self._constants).gpu_queue)
         artifacts = JobArtifacts() if reads is None else JobArtifacts(read_roots=tuple(reads))
-        submission = submit_job(job, self.state, uuid4().hex, artifacts)
+        submission = submit_job(
+            job, self.state, uuid4().hex, artifacts, open_store=lambda: Store(self._store_url)
+        )
         if submission.outcome == DispatchOutcome.WAITING:
             self.tenant_queues.dispatch()
         return submission.job_id

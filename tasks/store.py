@@ -28,6 +28,9 @@ ARCHIVE = "records"
 UPLOADS = "uploads"
 """The prefix of the uploads of all tenants."""
 
+SAVED_DATASETS = "saved_datasets"
+"""The prefix of the saved datasets of all tenants; their images are uploads."""
+
 
 def dataset_key(digest: str) -> str:
     """Return the key of the normalized dataset with this digest."""
@@ -97,6 +100,11 @@ def validation_prefix(job_id: str, step: int, start_id: str) -> str:
 def upload_key(tenant: str, upload_id: str) -> str:
     """Return the key of a tenant's upload; its description has the suffix ``.json``."""
     return f"{UPLOADS}/{tenant}/{upload_id}"
+
+
+def saved_dataset_key(tenant: str, dataset_id: str) -> str:
+    """Return the key of a tenant's saved dataset."""
+    return f"{SAVED_DATASETS}/{tenant}/{dataset_id}.json"
 
 
 def audit_key(day: str, first_entry: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from console.api.multipart import FORM_SCHEMA
+from console.api.multipart import FILES_SCHEMA, FORM_SCHEMA
 from console.api.problems import PROBLEM_TYPE, ProblemDocument
 from console.views import COMPONENT
 from tasks.schemas.json_schema import component_schemas
@@ -29,6 +29,7 @@ TAGS = {
     "files": "Download what jobs have published, and their validation images.",
     "webhooks": "Create the secrets that sign jobs' webhooks, and see and repeat deliveries.",
     "uploads": "Upload datasets: resumable by tus 1.0 (tus.io), or at once as a form.",
+    "datasets": "Save images with captions under a name, for any job, and edit them.",
     "captions": "Let a model write captions for the images of an upload.",
     "catalog": "Look up presets, options, the fleet and the console's health.",
     "audit": "Read who did what; for operators.",
@@ -115,6 +116,7 @@ def api_document(api: FastAPI) -> Schema:
     schemas = document["components"]["schemas"] | component_schemas(_SCHEMAS)
     schemas |= {**problem.pop("$defs"), ProblemDocument.__name__: problem}
     schemas["UploadForm"] = FORM_SCHEMA
+    schemas["DatasetForm"] = FILES_SCHEMA
     # FastAPI's own form of errors, which this API does not have.
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)

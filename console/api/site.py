@@ -3,7 +3,7 @@
 from fastapi import FastAPI, Response
 from fastapi.responses import HTMLResponse
 
-from console.api import audit, captions, catalog, events, files, jobs, uploads, webhooks
+from console.api import audit, captions, catalog, datasets, events, files, jobs, uploads, webhooks
 from console.api.docs_page import POLICY, docs_page
 from console.api.openapi import TAGS, api_document, document_text, operation_id, product_version
 from console.api.problems import add_problem_handlers
@@ -51,7 +51,7 @@ def make_api(services: Services | None) -> FastAPI:
     )
     api.state.services = services
     add_problem_handlers(api)
-    for module in (jobs, events, files, webhooks, uploads, captions, catalog, audit):
+    for module in (jobs, events, files, webhooks, uploads, datasets, captions, catalog, audit):
         api.include_router(module.router)
     # Made once: anyone may ask for them.
     document = api_document(api)

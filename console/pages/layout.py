@@ -37,6 +37,7 @@ _SWITCH_THEME = """() => {
 _NAVIGATION = (
     ("New job", "/new", Scope.JOBS_WRITE),
     ("Jobs", "/jobs", Scope.JOBS_READ),
+    ("Datasets", "/datasets", Scope.UPLOADS),
     ("Fleet", "/fleet", Scope.JOBS_READ),
 )
 

@@ -12,6 +12,8 @@ from starlette.staticfiles import StaticFiles
 
 from console.errors import ConsoleError, ForbiddenError, NotFoundError, TooManyError
 from console.login import COOKIE
+from console.pages.dataset_page import NEW, DatasetPage
+from console.pages.datasets_page import DatasetsPage
 from console.pages.elements import Tag
 from console.pages.fleet_page import FleetPage
 from console.pages.form.begun_drafts import BegunDrafts
@@ -25,10 +27,11 @@ from console.pages.jobs_list import JobsList
 from console.pages.layout import ASSETS, Frame, prefix_of, text_answer
 from console.pages.login_page import add_login_page
 from console.scopes import check_scope
+from console.services.datasets import SavedDatasetView
 from console.services.services import Services
 from console.services.threads import in_thread
 from console.views import PresetView
-from tasks.access.api_keys import Scope
+from tasks.access.api_keys import Caller, Scope
 from tasks.errors import JobError
 
 _FAVICON = (
@@ -55,6 +58,7 @@ def add_pages(app: FastAPI, services: Services) -> None:
 
     _add_job_pages(services)
     _add_form(services, drafts)
+    _add_dataset_pages(services, drafts)
     _add_thumbnails(app, drafts)
     ui.run_with(
         app,
@@ -104,13 +108,16 @@ def _add_job_pages(services: Services) -> None:
 
 def _add_form(services: Services, drafts: Drafts) -> None:
     @ui.page("/new", response_timeout=_RESPONSE_TIMEOUT_S)
-    async def new(request: Request, draft: str = "", again: str = "") -> Response | None:
+    async def new(
+        request: Request, draft: str = "", again: str = "", dataset: str = ""
+    ) -> Response | None:
         async def build(frame: Frame) -> Response | None:
             presets = await services.fleet.presets()
             opened = await in_thread(drafts.find)(frame.caller, draft)
             if opened is None:
                 try:
                     first = await _first_draft(frame, services, presets, again)
+                    await _add_dataset(frame, services, first, dataset)
                 except (ConsoleError, JobError) as error:
                     _show_not_found(frame, str(error))
                     return None
@@ -138,6 +145,56 @@ def _add_form(services: Services, drafts: Drafts) -> None:
             return None
 
         return await _with_frame(request, services, build, Scope.JOBS_WRITE, Scope.UPLOADS)
+
+
+def _add_dataset_pages(services: Services, drafts: Drafts) -> None:
+    @ui.page("/datasets", response_timeout=_RESPONSE_TIMEOUT_S)
+    async def datasets(request: Request) -> Response | None:
+        async def build(frame: Frame) -> None:
+            with frame.page("Datasets", "/datasets"):
+                await DatasetsPage(frame, services).build()
+
+        return await _with_frame(request, services, build, Scope.UPLOADS)
+
+    @ui.page("/datasets/{dataset_id}", response_timeout=_RESPONSE_TIMEOUT_S)
+    async def dataset(request: Request, dataset_id: str, draft: str = "") -> Response | None:
+        async def build(frame: Frame) -> Response | None:
+            try:
+                saved = None
+                if dataset_id != NEW:
+                    saved = await services.datasets.view(frame.caller, dataset_id)
+            except (ConsoleError, JobError) as error:
+                _show_not_found(frame, str(error))
+                return None
+            opened = await in_thread(drafts.find)(frame.caller, draft)
+            if opened is None or opened.dataset_id != dataset_id:
+                draft_id = await in_thread(_edit_draft)(drafts, frame.caller, saved)
+                return RedirectResponse(frame.link(f"/datasets/{dataset_id}?draft={draft_id}"))
+
+            async def save() -> None:
+                await in_thread(drafts.save)(opened)
+
+            async def close(_saved_id: str = "") -> None:
+                await in_thread(drafts.close)(opened)
+                ui.navigate.to(frame.link("/datasets"))
+
+            with frame.page("Dataset" if saved is None else saved.name, "/datasets"):
+                DatasetPage(frame, services, opened, save, saved, close, close).build()
+            return None
+
+        return await _with_frame(request, services, build, Scope.UPLOADS)
+
+
+def _edit_draft(drafts: Drafts, caller: Caller, saved: SavedDatasetView | None) -> str:
+    """Return the id of a draft that edits a saved dataset, or makes a new one."""
+    first = Draft(_FIRST_TYPE)
+    first.name = "" if saved is None else saved.name
+    archive = "" if saved is None else f"upload:{saved.upload}"
+    if archive:
+        first.dataset = {"type": "ARCHIVE", "archive": archive}
+    dataset_id = NEW if saved is None else saved.id
+    begun = drafts.edit_of(caller, dataset_id, archive)
+    return begun or drafts.open(caller, first, dataset_id)
 
 
 def _add_thumbnails(app: FastAPI, drafts: Drafts) -> None:
@@ -198,6 +255,17 @@ async def _first_draft(
     of_type = [preset for preset in presets if preset.type == _FIRST_TYPE]
     best = next((preset for preset in of_type if preset.recommended), of_type[0])
     return Draft(_FIRST_TYPE, best.name)
+
+
+async def _add_dataset(frame: Frame, services: Services, draft: Draft, dataset_id: str) -> None:
+    """Let a form start with a saved dataset, if one is named.
+
+    Raises:
+        NotFoundError: The caller sees no dataset of this id.
+    """
+    if dataset_id:
+        saved = await services.datasets.view(frame.allowed(Scope.UPLOADS), dataset_id)
+        draft.dataset = {"type": "ARCHIVE", "archive": saved.source}
 
 
 def _thumbnail(path: Path) -> Response:

@@ -13,10 +13,11 @@ from tasks.base_models.check import check_base_model
 from tasks.base_models.noise_schedule import noise_notes
 from tasks.data.read_policy import ReadPolicy
 from tasks.data.sources import Sources
+from tasks.data.tokens import token_limits
 from tasks.data.uploads import StoredUploads
 from tasks.data.validation import check_dataset
 from tasks.errors import BaseModelError, DatasetError
-from tasks.jobs.job import TrainingConfig, TrainingJob
+from tasks.jobs.job import TrainingConfig, TrainingJob, parse_job
 from tasks.settings.settings import Settings
 from tasks.store import Store
 from tasks.strict_model import StrictModel
@@ -24,6 +25,10 @@ from tasks.strict_model import StrictModel
 _MODULE = "console.services.dataset_checks"
 WORKING_COPY = f"upload:{0:032x}"
 """The archive of a job whose images are loose files in a folder of the console."""
+# What a saved dataset is checked for.
+_PRESET = "flux_lora_1x40gb"
+# The locations of findings about a job's batches and lengths.
+_OF_JOBS = ("training", WORKING_COPY)
 
 _CONFIG: TypeAdapter[TrainingConfig] = TypeAdapter(TrainingConfig)
 
@@ -33,6 +38,8 @@ class CheckRequest(StrictModel):
 
     training: dict[str, Any]
     """The training part of a job, resolved."""
+    images_only: bool = False
+    """Whether only what is true of the images in any job is reported."""
     working_copy: str = ""
     """The folder of ``WORKING_COPY``."""
     tenant: str
@@ -95,8 +102,38 @@ class DatasetChecks:
         Raises:
             TooManyError: The account has used up its share of checks.
         """
+        return await self._check(account, job, policy, working_copy)
+
+    async def check_images(self, account: str, tenant: str, folder: Path) -> CheckedDataset:
+        """Check images with captions for a job of 768 px, without a base model.
+
+        Args:
+            account: The account whose share it takes.
+            tenant: The tenant of the images.
+            folder: Their folder.
+
+        Raises:
+            TooManyError: The account has used up its share of checks.
+        """
+        dataset = {"type": "ARCHIVE", "archive": WORKING_COPY}
+        loader = {"dataset": dataset}
+        document = {"preset": _PRESET, "tenant": tenant, "training": {"data_loader": loader}}
+        return await self._check(
+            account, parse_job(document), ReadPolicy(roots=()), folder, images_only=True
+        )
+
+    async def _check(
+        self,
+        account: str,
+        job: TrainingJob,
+        policy: ReadPolicy,
+        working_copy: Path | None,
+        *,
+        images_only: bool = False,
+    ) -> CheckedDataset:
         async with self._files.scratch() as scratch:
             request = CheckRequest(
+                images_only=images_only,
                 training=job.training.model_dump(mode="json"),
                 working_copy="" if working_copy is None else str(working_copy),
                 tenant=job.tenant,
@@ -125,9 +162,13 @@ def _check(request: CheckRequest) -> dict[str, Any]:
     )
     config = _CONFIG.validate_python(request.training)
     # Both always run: the caller gets all problems at once.
-    model_problems = check_base_model(config)
-    report = check_dataset(config, sources, decoders=DECODERS)
-    report.warnings[:0] = noise_notes(config)
+    model_problems = [] if request.images_only else check_base_model(config)
+    limits = (lambda _: []) if request.images_only else token_limits
+    report = check_dataset(config, sources, decoders=DECODERS, limits=limits)
+    if request.images_only:
+        report.warnings = [it for it in report.warnings if it.location not in _OF_JOBS]
+    else:
+        report.warnings[:0] = noise_notes(config)
     about: dict[str, Any] = {}
     if request.working_copy:
         about["lacks_captions"] = any(problem.missing for problem in report.problems)

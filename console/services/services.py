@@ -12,6 +12,7 @@ from console.errors import UnavailableError
 from console.login import Sessions
 from console.services.captioning import Captioning
 from console.services.dataset_checks import DatasetChecks
+from console.services.datasets import Datasets
 from console.services.demo import Demo
 from console.services.event_hub import EventHub
 from console.services.file_links import FileLinks
@@ -70,6 +71,7 @@ class Services:
     captioning: Captioning
     image_files: ImageFiles
     demo: Demo
+    datasets: Datasets
     fleet: Fleet
     webhooks: JobWebhooks
     open_pages: Share
@@ -80,6 +82,7 @@ class Services:
         while True:
             try:
                 await self.uploads.remove_expired()
+                await self.datasets.remove_deleted()
             except (JobError, OSError):
                 logger.warning("cannot remove expired uploads; retrying later", exc_info=True)
             await asyncio.sleep(_MAINTENANCE_INTERVAL_S)
@@ -172,6 +175,7 @@ def open_services(settings: Settings, broker_url: str) -> Services:
         captioning=Captioning(client, uploads, settings),
         image_files=image_files,
         demo=Demo(settings.demo_dir, uploads, submissions),
+        datasets=Datasets(settings, store, uploads, image_files, checks, client.audit),
         fleet=Fleet(client, settings, jobs),
         webhooks=JobWebhooks(client, jobs),
         open_pages=Share("pages", _MAX_PAGES),

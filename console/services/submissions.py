@@ -18,11 +18,13 @@ from routing.policy import Route
 from tasks.access.api_keys import Caller
 from tasks.client import Client
 from tasks.data.read_policy import ReadPolicy
+from tasks.data.stored_datasets import with_uploads
 from tasks.errors import InvalidJobError, Problem
 from tasks.eta.estimate import Basis, Forecast, forecast
 from tasks.jobs.job import TrainingJob, parse_job
 from tasks.jobs.run_warnings import count_warnings
 from tasks.settings.settings import Settings
+from tasks.store import Store
 
 _GPU_STAGES = ("cache", "train")
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
@@ -102,7 +104,8 @@ class Submissions:
         job = await in_thread(self._parse)(caller, document)
         dataset: CheckedDataset | None = None
         if check_dataset:
-            dataset = await self._checks.check(caller.account, job, self._read_policy(caller))
+            present = await in_thread(self._with_uploads)(job)
+            dataset = await self._checks.check(caller.account, present, self._read_policy(caller))
             sizes = dataset.sizes
         return await in_thread(self._preview)(caller, job, dataset, sizes)
 
@@ -146,6 +149,14 @@ class Submissions:
         if problems:
             raise InvalidJobError(problems)
         return job
+
+    def _with_uploads(self, job: TrainingJob) -> TrainingJob:
+        """Return the job with the present images of the saved datasets that it names.
+
+        Raises:
+            InvalidJobError: There is no such dataset.
+        """
+        return with_uploads(job, lambda: Store(self._settings.resolved_store_url))
 
     def _read_policy(self, caller: Caller) -> ReadPolicy:
         """Return what a caller's datasets may be read from."""

@@ -8,6 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 from tasks.data.download.ssrf import is_allowed
 from tasks.data.read_policy import OBJECT_SCHEMES, DeniedError, ReadPolicy
+from tasks.data.stored_datasets import dataset_id_in
 from tasks.data.uploads import upload_id_in
 from tasks.errors import Problem
 from tasks.jobs.field_metadata import (
@@ -52,7 +53,9 @@ class TenantPolicy:
                 # A secret is looked up among the tenant's own only, and a bucket's names its roots.
                 return None
             case Location.DATASET | Location.ARCHIVE:
-                is_upload = location is Location.ARCHIVE and upload_id_in(text) is not None
+                is_upload = location is Location.ARCHIVE and bool(
+                    upload_id_in(text) or dataset_id_in(text)
+                )
                 is_permitted = is_upload or self._is_public(text)
                 return None if is_permitted else self._refusal("an upload (upload:ID)")
             case Location.BASE_MODEL:

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -34,6 +34,7 @@ from console.errors import (
 from console.services.folder_locks import FolderLocks
 from console.services.threads import in_thread
 from console.views import UploadView
+from tasks.data.stored_datasets import StoredDatasets
 from tasks.data.uploads import (
     NoUploadError,
     StoredUpload,
@@ -199,6 +200,10 @@ class UploadStore:
         except NoUploadError as error:
             raise NotFoundError("there is no such upload") from error
 
+    def lock(self, name: str) -> AbstractContextManager[None]:
+        """Wait for a lock, which holds among all consoles, and hold it in the context."""
+        return self._locks.hold(name)
+
     def all(self, tenant: str) -> list[UploadView]:
         """Return a tenant's uploads, newest first."""
         by_id = {view.id: view for view in self._incomplete(tenant)} | self._complete_ones(tenant)
@@ -291,9 +296,14 @@ class UploadStore:
 
         Raises:
             NotFoundError: The tenant has no upload of this id.
-            ConflictError: A request writes to the upload.
+            ConflictError: A request writes to the upload, or a saved dataset has its images in it.
         """
         self.get(tenant, upload_id)
+        dataset = StoredDatasets(self._store, tenant).current_uploads().get(upload_id)
+        if dataset is not None:
+            raise ConflictError(
+                f"the upload has the images of the saved dataset {dataset.name}; delete the dataset"
+            )
         with self._lock(upload_id):
             shutil.rmtree(self._path(tenant, upload_id), ignore_errors=True)
             StoredUploads(self._store, tenant).delete(upload_id)
@@ -302,7 +312,10 @@ class UploadStore:
         """Remove expired uploads and return them."""
         removed = []
         for tenant in self.tenants():
+            held = StoredDatasets(self._store, tenant).held_uploads(self._ttl)
             for view in self.all(tenant):
+                if view.id in held:
+                    continue
                 if view.is_complete:
                     is_expired = datetime.now(UTC) - view.created_at > self._ttl
                 else:

@@ -1,6 +1,7 @@
 """Uploads as a caller sees them, and the images in them."""
 
 from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -16,7 +17,7 @@ from tasks.jobs.datasets import ArchiveDatasetConfig
 from tasks.jobs.job import SafeName, TrainingJob
 
 _TENANT: TypeAdapter[str] = TypeAdapter(SafeName)
-_DEFAULT_TENANT: str = TrainingJob.model_fields["tenant"].default
+DEFAULT_TENANT: str = TrainingJob.model_fields["tenant"].default
 
 
 class Uploads:
@@ -102,16 +103,25 @@ class Uploads:
 
         Raises:
             NotFoundError: The caller sees no upload of this id.
-            ConflictError: A request writes to the upload.
+            ConflictError: A request writes to the upload, or a saved dataset has its images in it.
         """
         tenant = self._owner_of(caller, upload_id)
         self._store.delete(tenant, upload_id)
         self._files.remove_thumbnails(tenant, upload_id)
 
     @in_thread
-    def put(self, caller: Caller, name: str, path: Path) -> UploadView:
-        """Store a local file as a complete upload, for the caller's own jobs."""
-        return self._store.put(_owner_of_new(caller, None), name, path)
+    def put(self, caller: Caller, name: str, path: Path, tenant: str | None = None) -> UploadView:
+        """Store a local file as a complete upload, for the caller's own jobs or a tenant's.
+
+        Raises:
+            ForbiddenError: The tenant is not the caller's.
+            InsufficientStorageError: The tenant's quota has too little space.
+        """
+        return self._store.put(_owner_of_new(caller, tenant), name, path)
+
+    def lock(self, name: str) -> AbstractContextManager[None]:
+        """Wait for a lock, which holds among all consoles, and hold it in the context."""
+        return self._store.lock(name)
 
     async def images(self, caller: Caller, upload_id: str) -> tuple[ImageView, ...]:
         """Return the images of an upload with their captions, and make their thumbnails.
@@ -172,7 +182,7 @@ class Uploads:
         """Return the tenant among whose uploads the caller's ``upload_id`` is looked up."""
         if caller.tenant is not None:
             return caller.tenant
-        return self._store.owner_of(upload_id) or _DEFAULT_TENANT
+        return self._store.owner_of(upload_id) or DEFAULT_TENANT
 
 
 def checked_tenant(tenant: str) -> str:
@@ -191,7 +201,7 @@ def checked_tenant(tenant: str) -> str:
 def _owner_of_new(caller: Caller, tenant: str | None) -> str:
     """Return the tenant of an upload that the caller creates; it becomes a folder's name."""
     if caller.tenant is None:
-        return checked_tenant(tenant or _DEFAULT_TENANT)
+        return checked_tenant(tenant or DEFAULT_TENANT)
     if tenant not in (None, caller.tenant):
         raise ForbiddenError("this key uploads for its own tenant only", "tenant")
     return caller.tenant

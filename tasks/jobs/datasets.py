@@ -141,7 +141,8 @@ class ArchiveDatasetConfig(DatasetConfig):
 
     archive: ArchiveSource
     """The file, as the workers see it, its ``https://``, ``s3://``, ``gs://`` or ``az://`` address,
-    or an upload to the console: ``upload:`` and its id."""
+    an upload to the console (``upload:`` and its id), or a saved dataset (``dataset:`` and its id),
+    whose present images the job then has for good."""
 
     sha256: Annotated[str, Field(pattern=SHA256), Location.NONE] | None = None
     """The archive's SHA-256 in hex; an archive with another one is refused. Null: not checked."""

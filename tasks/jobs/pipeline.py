@@ -93,6 +93,7 @@ FLEET_FOLDERS = frozenset(
         "jobs",
         "known_images",
         "records",
+        "saved_datasets",
         "uploads",
     }
 )

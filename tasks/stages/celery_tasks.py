@@ -166,7 +166,12 @@ def _add_submit(app: Celery, worker: Callable[[], WorkerContext]) -> None:
                 pause_s = 0.0 if self.request.eta else context.backoff.delay_s(0)
                 raise self.retry(countdown=pause_s)
         try:
-            submission = submit(with_id(job, self.request.id), context.state, self.request.id)
+            submission = submit(
+                with_id(job, self.request.id),
+                context.state,
+                self.request.id,
+                open_store=lambda: context.store,
+            )
             job_id = submission.job_id
             known = _known_answer(context.state, job_id, self.request.id)
         except JobError as error:

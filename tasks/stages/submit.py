@@ -1,14 +1,17 @@
 """Submission of a job: check it, set its id and seed, record and send it."""
 
 import secrets
+from collections.abc import Callable
 from typing import Any, NamedTuple
 from uuid import uuid4
 
 from tasks.contract import job_id_of
-from tasks.errors import InvalidJobError, Problem, UnreadableJobError
+from tasks.data.stored_datasets import with_uploads
+from tasks.errors import InvalidJobError, Problem, UnknownJobError, UnreadableJobError
 from tasks.jobs.job import TrainingJob, parse_job
 from tasks.state.artifacts import NO_ARTIFACTS, JobArtifacts
 from tasks.state.job_store import DispatchOutcome, JobStore
+from tasks.store import Store
 
 _SCHEMA_VERSION: int = TrainingJob.model_fields["schema_version"].default
 
@@ -29,7 +32,12 @@ class Submission(NamedTuple):
 
 
 def submit(
-    document: Any, state: JobStore, result_id: str, artifacts: JobArtifacts = NO_ARTIFACTS
+    document: Any,
+    state: JobStore,
+    result_id: str,
+    artifacts: JobArtifacts = NO_ARTIFACTS,
+    *,
+    open_store: Callable[[], Store] | None = None,
 ) -> Submission:
     """Check and record a job's document, and dispatch the job or let it wait.
 
@@ -38,23 +46,33 @@ def submit(
         state: Where it is recorded.
         result_id: The id of the Celery result that follows it.
         artifacts: What its record holds for the stages from the start.
+        open_store: Returns the store of the saved datasets that it may name; None if it may not.
 
     Raises:
         InvalidJobError: It cannot run, or another job has its id.
         DoesNotFitJobError: No GPU memory class holds it.
+        StoreError: The store with its saved dataset cannot be read.
     """
-    return submit_job(parse_job(document), state, result_id, artifacts)
+    return submit_job(parse_job(document), state, result_id, artifacts, open_store=open_store)
 
 
 def submit_job(
-    job: TrainingJob, state: JobStore, result_id: str, artifacts: JobArtifacts = NO_ARTIFACTS
+    job: TrainingJob,
+    state: JobStore,
+    result_id: str,
+    artifacts: JobArtifacts = NO_ARTIFACTS,
+    *,
+    open_store: Callable[[], Store] | None = None,
 ) -> Submission:
     """Record a checked job, and dispatch it or let it wait; see ``submit``.
 
     Raises:
-        InvalidJobError: Another job has its id, or its webhook cannot be signed.
+        InvalidJobError: Another job has its id, its webhook cannot be signed, or there is no such
+            dataset.
         DoesNotFitJobError: No GPU memory class holds it.
+        StoreError: The store with its saved dataset cannot be read.
     """
+    job = with_uploads(job, open_store, lambda: _recorded(job.id, state))
     if problems := state.webhook_problems(job):
         raise InvalidJobError(problems)
     job_id, resolved = _resolved(job)
@@ -96,6 +114,14 @@ def newer_than_known(document: Any) -> bool:
     """Whether a document is for a newer version of the program."""
     version = document.get("schema_version") if isinstance(document, dict) else None
     return isinstance(version, int) and version > _SCHEMA_VERSION
+
+
+def _recorded(job_id: str | None, state: JobStore) -> TrainingJob | None:
+    """Return the job that was submitted with this id before, if this version can read it."""
+    try:
+        return None if job_id is None else state.get(job_id).job
+    except (UnknownJobError, UnreadableJobError):
+        return None
 
 
 def _resolved(job: TrainingJob) -> tuple[str, TrainingJob]:

@@ -43,6 +43,7 @@ class Action(StrEnum):
     JOB_PRIORITY = "job.priority"
     JOB_EDIT = "job.edit"
     JOB_DELETE = "job.delete"
+    DATASET_DELETE = "dataset.delete"
     DEAD_LETTER_REPLAY = "dead_letter.replay"
     DEAD_LETTER_DISCARD = "dead_letter.discard"
     QUOTA_SET = "quota.set"

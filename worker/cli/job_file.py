@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from tasks.data.stored_datasets import is_dataset
 from tasks.data.uploads import is_upload
 from tasks.errors import InvalidJobError, Problem
 from tasks.jobs.document import MAX_DOCUMENT_BYTES, DocumentError, DocumentText, read_document
@@ -105,7 +106,7 @@ def _is_local_path(text: str, location: Location, folder: Path) -> bool:
         case Location.FILE | Location.CACHE_FOLDER:
             return True
         case Location.DATASET | Location.ARCHIVE:
-            return not is_upload(text)
+            return not (is_upload(text) or is_dataset(text))
         case Location.BASE_MODEL:
             is_file = text.endswith(".safetensors")
             return is_file or not HUB_ID.fullmatch(text) or (folder / text).exists()

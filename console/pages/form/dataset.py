@@ -1,31 +1,26 @@
-"""The dataset of a job: images uploaded here or a source elsewhere, and the report on them."""
+"""The dataset of a job: images uploaded here, a saved dataset, or a source elsewhere."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
-from nicegui import background_tasks
-from nicegui.elements.upload_files import FileUpload
-
 from console.errors import ConsoleError
-from console.pages.elements import Choice, Field, Tag, panel
-from console.pages.form.caption_tools import CaptionTools
-from console.pages.form.caption_writer import CaptionWriter
+from console.pages.elements import Choice, Field, Tag, button, panel
 from console.pages.form.controls import Kind
 from console.pages.form.draft import Draft
 from console.pages.form.drafts import OpenDraft
-from console.pages.form.gallery import Gallery
-from console.pages.form.image_upload import ImageDrop
-from console.pages.form.report import Report
+from console.pages.form.images_part import ImagesPart
 from console.pages.form.working_copy import WorkingCopy
+from console.pages.formatting import count
 from console.pages.layout import Frame
-from console.services.image_collection import ACCEPTED
+from console.services.datasets import SavedDatasetView
 from console.services.services import Services
 from console.views import UploadView
+from tasks.access.api_keys import Scope
+from tasks.data.stored_datasets import dataset_id_in, is_dataset
 from tasks.errors import JobError
 
-_UPLOAD = "here"
+_UPLOAD, _SAVED = "here", "saved"
 _SOURCE_NAMES = {
     "IMAGE_CAPTION_DIR_DATASET": "Folder with captions",
     "IMAGE_DIR_DATASET": "Folder without captions",
@@ -33,9 +28,6 @@ _SOURCE_NAMES = {
     "HF_HUB_IMAGE_CAPTION_DATASET": "Hugging Face Hub",
     "ARCHIVE": "Archive",
 }
-_MAX_MESSAGES = 20
-# Images are checked again after edits, once the user pauses for this long.
-_CHECK_DELAY_S = 1.5
 
 
 class DatasetPart:
@@ -57,35 +49,29 @@ class DatasetPart:
         save: Callable[[], Awaitable[None]],
         on_changed: Callable[[], None],
     ) -> None:
-        self._opened, self._on_changed = opened, on_changed
+        self._frame, self._services, self._opened = frame, services, opened
+        self._on_changed = on_changed
         self._fields: dict[str, Field] = {}
-        self._edits = 0
-        self.images = WorkingCopy(frame, services, opened, save)
+        self._saved: tuple[SavedDatasetView, ...] = ()
+        self._saved_name = ""
         hint = "Ten to fifty good images are enough for a subject or a style."
         with panel("Images", hint), Tag("div", classes="stack"):
             self._source_box = Tag("div", classes="source-box")
-            self._upload_box = Tag("div")
             self._source_fields = Tag("div", classes="grid-2")
             self._problem = Tag("p", "", "error", role="alert")
-            self._messages = Tag("p", "", "note note-warning pre-line small", role="status")
-            with Tag("div", classes="stack-small"):
-                self._report = Report(frame, opened, self._remove, self.check)
-            self._tools = CaptionTools(
-                frame, opened, self.images, lambda: self._add_writer(frame, services), self._edited
-            )
-            self._gallery = Gallery(frame, opened, self._remove, self._write_caption)
-        with self._upload_box:
-            self._drop = ImageDrop(
-                "Choose images",
-                "Or drop them here: .jpg, .png or .webp, each with a caption in a .txt file of the "
-                "same name, as files, folders or .zip. They are added to those that are here.",
-                ",".join(ACCEPTED), self._receive, self._received,
-            )  # fmt: skip
-        self._messages.set_visibility(False)
+            self._part = ImagesPart(frame, services, opened, save, self._checked)
+            self._save_box = Tag("details")
+            with self._save_box:
+                self._add_saving()
 
     @property
     def _draft(self) -> Draft:
         return self._opened.draft
+
+    @property
+    def images(self) -> WorkingCopy:
+        """The images that are here."""
+        return self._part.copy
 
     @property
     def has_images(self) -> bool:
@@ -97,16 +83,15 @@ class DatasetPart:
         control = self._draft.control(f"{self._draft.dataset_path}.type")
         sources = control.choices if control else ()
         source = self._source()
-        if source != _UPLOAD and source not in sources:
+        if source not in (_UPLOAD, _SAVED, *sources):
             self._draft.dataset = None
             source = _UPLOAD
         self._source_box.clear()
         with self._source_box:
-            choices = [Choice(_UPLOAD, "Upload here")]
+            choices = [Choice(_UPLOAD, "Upload here"), Choice(_SAVED, "Your datasets")]
             choices += [Choice(source, _SOURCE_NAMES.get(source, source)) for source in sources]
             Field("Source", "choice", source, self._choose_source, choices=choices)
         self._show_source(source)
-        self._report.show()
 
     def mark(self, errors: Mapping[str, str]) -> None:
         """Show errors by option path, beside their fields if there are any."""
@@ -121,140 +106,143 @@ class DatasetPart:
         if self._fields:
             next(iter(self._fields.values())).focus()
         else:
-            self._drop.run_method("focus")
+            self._part.focus()
 
     async def check_if_stale(self) -> None:
         """Check the images if they or the options have changed."""
-        if self.images.is_stale:
-            await self.check()
-
-    async def check(self) -> None:
-        """Check the images, and show the report."""
-        if self._opened.images or not self.images.is_used:
-            self._report.show_progress("Checking the images…")
-        if self.images.is_used:
-            self._show_images()
-            await self.images.make_thumbnails()
-            self._show_images()
-        await self.images.check()
-        self._show_result()
+        await self._part.check_if_stale()
 
     def offer_check(self) -> None:
         """Show that the report is about other options."""
-        self._report.offer_check()
+        self._part.offer_check()
 
     async def open_images(self) -> None:
         """Show the images that the draft has, or copy those of an earlier job."""
-        await self.images.list_images()
-        if not self.images.is_used and self._source() == _UPLOAD:
-            self._report.show_progress("Loading the images of that job…")
-            await self.images.find_former()
-        if self._opened.images:
-            await (self.check() if self.images.is_stale else self._show_again())
-        else:
-            self._show_result()
+        source = self._source()
+        if source == _SAVED:
+            await self._list_saved()
+            self._show_source(source)
+            await self._part.check()
+            return
+        is_former = source == _UPLOAD and not self.images.is_used
+        await self._part.open("Loading the images of that job…" if is_former else "")
 
     async def upload(self) -> UploadView | None:
         """Upload the images that are here; return None, and show why, if that failed."""
-        self._report.show_progress("Uploading the images…")
-        try:
-            upload = await self.images.upload(f"{self._draft.name}.zip")
-        except (ConsoleError, JobError, OSError) as error:
-            self.images.message = f"The upload failed: {error}"
-            self._show_result()
-            return None
-        self._report.show()
-        return upload
+        return await self._part.upload(f"{self._draft.name}.zip")
 
-    async def _show_again(self) -> None:
-        await self.images.make_thumbnails()
-        self._show_result()
-
-    def _show_result(self) -> None:
-        notes = self.images.take_notes()
-        self._show_messages([*notes, *filter(None, [self.images.message])])
-        self._show_images()
-        self._report.show()
+    def _checked(self) -> None:
+        self._save_box.set_visibility(self.images.is_used and bool(self._opened.images))
         self._on_changed()
 
-    async def _receive(self, files: list[FileUpload]) -> None:
-        await self.images.receive(files)
-        self._show_images()
+    def _add_saving(self) -> None:
+        Tag("summary", "Save as dataset", "small")
+        with Tag("div", classes="stack-small"):
+            Tag("p", "Other jobs can use saved images, also after this job is gone.", "small muted")
+            with Tag("div", classes="actions"):
+                Field("Name of the dataset", "text", "", self._set_saved_name)
+                button("Save as dataset", "small").on("click", self._save_as_dataset)
+            self._saved_status = Tag("p", "", "small", role="status")
+        self._save_box.set_visibility(False)
 
-    async def _received(self, refused: list[str]) -> None:
-        self.images.note_refused(refused)
-        await self.check()
+    def _set_saved_name(self, name: Any) -> None:
+        self._saved_name = str(name)
 
-    def _add_writer(self, frame: Frame, services: Services) -> None:
-        async def note_written(replaced: dict[str, str | None]) -> None:
-            await self._tools.note_change(replaced)
+    async def _save_as_dataset(self) -> None:
+        name = self._saved_name or self._draft.name
+        self._saved_status.update_text("Saving…")
+        try:
+            dataset = await self._services.datasets.save(
+                self._frame.allowed(Scope.UPLOADS), name, self._opened.collection
+            )
+        except (ConsoleError, JobError, OSError) as error:
+            self._saved_status.update_text(f"The dataset was not saved: {error}")
+            return
+        images = count(dataset.images, "image")
+        self._saved_status.update_text(f"Saved {images} as {dataset.name}.")
 
-        self._writer = CaptionWriter(frame, services, self._opened, self.images, note_written)
-
-    def _show_images(self) -> None:
-        self._gallery.show()
-        self._tools.show()
-        self._writer.show()
-
-    async def _edited(self) -> None:
-        """Show captions that were changed together, and check them."""
-        self._gallery.show_captions()
-        await self.check()
-
-    async def _remove(self, name: str) -> None:
-        await self.images.remove(name)
-        self._show_images()
-        self._check_soon()
-
-    async def _write_caption(self, name: str, caption: str) -> None:
-        await self.images.write_caption(name, caption)
-        self._check_soon()
-
-    def _check_soon(self) -> None:
-        """Check again after an edit, unless another one follows."""
-        self._report.offer_check()
-        self._edits += 1
-        edits = self._edits
-
-        async def check_unless_edited() -> None:
-            await asyncio.sleep(_CHECK_DELAY_S)
-            if edits == self._edits and self.images.is_stale:
-                await self.check()
-
-        background_tasks.create(check_unless_edited(), name="check edited images")
-
-    def _show_messages(self, lines: list[str]) -> None:
-        self._messages.update_text("\n".join(lines[:_MAX_MESSAGES]))
-        self._messages.set_visibility(bool(lines))
+    async def _list_saved(self) -> None:
+        try:
+            self._saved = await self._services.datasets.all(self._frame.allowed(Scope.UPLOADS))
+        except (ConsoleError, JobError) as error:
+            self._part.show_messages([f"Your datasets cannot be listed: {error}"])
 
     def _source(self) -> str:
         dataset = self._draft.dataset
         if dataset is None:
             return _UPLOAD
+        archive = str(dataset.get("archive", ""))
+        if is_dataset(archive):
+            return _SAVED
         # Loose files have no masks: the images of a job with masks are used as they are.
-        is_former = str(dataset.get("archive", "")).startswith("upload:")
-        return _UPLOAD if is_former and not self._draft.value("use_masks") else dataset["type"]
+        is_former = archive.startswith("upload:")
+        if is_former and not self._draft.value("use_masks"):
+            return _UPLOAD
+        return str(dataset["type"])
 
     async def _choose_source(self, source: str) -> None:
         self._draft.dataset = None if source == _UPLOAD else {"type": source}
+        if source == _SAVED:
+            await self._list_saved()
+            self._draft.dataset = _dataset_of(self._saved[0]) if self._saved else None
         self._show_source(source)
-        self._gallery.set_visibility(source == _UPLOAD)
-        self._show_images()
-        if source == _UPLOAD and self._opened.images:
-            await self.check()
+        self._part.forget_report()
+        if self._draft.dataset is None and not self._opened.images:
+            self._on_changed()
+        elif source in (_UPLOAD, _SAVED):
+            await self._part.check()
+        else:
+            self._part.offer_check()
+            self._on_changed()
+
+    def _show_saved(self) -> None:
+        """Offer the saved datasets."""
+        present = str((self._draft.dataset or {}).get("archive", ""))
+        if not self._saved:
+            Tag("p", "No saved datasets yet: upload images here, and save them.", "muted small")
             return
-        await self.images.check() if source == _UPLOAD else None
-        self._report.show()
-        if source != _UPLOAD:
-            self._report.offer_check()
-        self._on_changed()
+        choices = [
+            Choice(it.source, f"{it.name} ({count(it.images, 'image')})") for it in self._saved
+        ]
+        Field("Dataset", "choice", present, self._choose_saved, choices=choices)
+        with Tag("div", classes="actions"):
+            button("Copy its images here", "small").on("click", self._copy_saved)
+            link = self._frame.link(f"/datasets/{dataset_id_in(present)}")
+            Tag("a", "Edit the dataset", "btn btn-small", href=link)
+
+    async def _choose_saved(self, source: str) -> None:
+        chosen = next((it for it in self._saved if it.source == source), None)
+        if chosen is None:
+            return  # the browser was manipulated
+        self._draft.dataset = _dataset_of(chosen)
+        self._show_source(_SAVED)
+        await self._part.check()
+
+    async def _copy_saved(self) -> None:
+        source = str((self._draft.dataset or {}).get("archive", ""))
+        chosen = next((it for it in self._saved if it.source == source), None)
+        if chosen is None:
+            return
+        try:
+            await self.images.add_upload(chosen.upload)
+        except (ConsoleError, JobError, OSError) as error:
+            self._part.show_messages([f"The images cannot be copied: {error}"])
+            return
+        self._draft.dataset = None
+        self.rebuild()
+        await self._part.check()
 
     def _show_source(self, source: str) -> None:
-        self._upload_box.set_visibility(source == _UPLOAD)
+        self._part.set_visibility(source == _UPLOAD)
+        self._save_box.set_visibility(source == _UPLOAD and bool(self._opened.images))
         self._source_fields.set_visibility(source != _UPLOAD)
         self._source_fields.clear()
         self._fields.clear()
         if source == _UPLOAD:
+            return
+        if source == _SAVED:
+            with self._source_fields:
+                self._show_saved()
             return
         folder = self._draft.dataset_path
         with self._source_fields:
@@ -286,3 +274,7 @@ class DatasetPart:
         return path == folder or (
             path.startswith(f"{folder}.") and path.removeprefix(f"{folder}.") not in self._fields
         )
+
+
+def _dataset_of(saved: SavedDatasetView) -> dict[str, Any]:
+    return {"type": "ARCHIVE", "archive": saved.source}

@@ -181,6 +181,21 @@ class Drafts:
         self._open.add(caller.account, draft_id, opened)
         return opened
 
+    def edit_of(self, caller: Caller, dataset_id: str, archive: str) -> str | None:
+        """Return the id of a caller's draft that edits a saved dataset; None without one.
+
+        Args:
+            caller: The caller.
+            dataset_id: The dataset.
+            archive: What the dataset has now: a draft of other images is not continued.
+        """
+        for draft_id, stored in self._stored(caller.account).items():
+            is_edit = _is_of(caller, stored) and stored["dataset_id"] == dataset_id
+            dataset = stored["first"]["dataset"] or {}
+            if is_edit and dataset.get("archive", "") == archive:
+                return draft_id
+        return None
+
     def begun(self, caller: Caller) -> list[BegunDraft]:
         """Return the jobs that a caller began to fill in, the latest first."""
         found = []

@@ -216,14 +216,14 @@ class WorkingCopy:
             state = self._state()
             try:
                 if self.is_used and not self._opened.images:
-                    self._forget_report()
+                    self.forget_report()
                 elif self.is_used:
                     await self._check_copy()
                 else:
                     await self._check_source()
             except InvalidJobError:
                 # The form shows the problems of other options beside their fields.
-                self._forget_report()
+                self.forget_report()
             except (ConsoleError, JobError, OSError) as error:
                 self.message = f"The images cannot be checked: {error}"
             else:
@@ -302,13 +302,14 @@ class WorkingCopy:
             self.message = error.message
 
     async def _check_copy(self) -> None:
-        opened = self._opened
-        dataset = {"type": "ARCHIVE", "archive": WORKING_COPY}
-        checked = await self._services.submissions.check_working_copy(
-            self._frame.allowed(Scope.JOBS_WRITE),
-            opened.draft.document(dataset),
-            opened.collection.folder.resolve(),
-        )
+        opened, folder = self._opened, self._opened.collection.folder.resolve()
+        if opened.dataset_id:
+            caller = self._frame.allowed(Scope.UPLOADS)
+            checked = await self._services.datasets.check(caller, folder)
+        else:
+            dataset = {"type": "ARCHIVE", "archive": WORKING_COPY}
+            caller, document = self._frame.allowed(Scope.JOBS_WRITE), opened.draft.document(dataset)
+            checked = await self._services.submissions.check_working_copy(caller, document, folder)
         opened.report, opened.faults = checked.report, checked.faults
         opened.lacks_captions = checked.lacks_captions
         opened.sizes = None if checked.sizes is None else list(checked.sizes)
@@ -320,14 +321,15 @@ class WorkingCopy:
         preview = await self._services.submissions.preview(
             self._frame.allowed(Scope.JOBS_WRITE), opened.draft.document()
         )
-        self._forget_report()
+        self.forget_report()
         opened.report = preview.dataset
         if preview.dataset is not None:
             opened.sizes = list(preview.dataset.buckets.values())
         elif preview.error is not None:
             self.message = preview.error.message
 
-    def _forget_report(self) -> None:
+    def forget_report(self) -> None:
+        """Forget what the last check found."""
         self._opened.report, self._opened.faults = None, {}
         self._opened.lacks_captions, self._opened.sizes = False, None
 

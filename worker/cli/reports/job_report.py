@@ -167,10 +167,12 @@ def show_dry_run(settings: Settings, job: TrainingJob, *, json: bool) -> int:
     from tasks.base_models.check import check_base_model
     from tasks.base_models.noise_schedule import noise_notes
     from tasks.data.sources import Sources
+    from tasks.data.stored_datasets import with_uploads
     from tasks.data.uploads import StoredUploads
     from tasks.data.validation import check_dataset
     from tasks.store import Store
 
+    job = with_uploads(job, lambda: Store(settings.resolved_store_url))
     route = job.route(settings.constants)
     with TemporaryDirectory() as scratch:
         uploads = StoredUploads(Store(settings.resolved_store_url), job.tenant)

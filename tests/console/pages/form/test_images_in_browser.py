@@ -174,3 +174,41 @@ def test_missing_captions_are_one_remedy(page: Page, tmp_path: Path) -> None:
     page.get_by_role("button", name="Undo the last change").click()
     expect(page.get_by_label("Caption of red.png")).to_have_value("a red cat")
     expect(page.get_by_label("Caption of blue.png")).to_have_value("a cat")
+
+
+def test_a_dataset_is_saved_edited_and_used(page: Page, console: Console, tmp_path: Path) -> None:
+    choose(page, write(tmp_path, {"cat.png": image(size=(768, 768)), "cat.txt": b"a cat"}))
+    expect(page.get_by_text("1 valid image")).to_be_visible()
+    page.locator("summary", has_text="Save as dataset").click()
+    page.get_by_label("Name of the dataset").fill("my cats")
+    page.get_by_role("button", name="Save as dataset").click()
+    expect(page.get_by_text("Saved 1 image as my cats.")).to_be_visible()
+    page.get_by_role("link", name="Datasets", exact=True).click()
+    page.get_by_role("link", name="my cats", exact=True).click()
+    page.get_by_label("Caption of cat.png").fill("a red cat")
+    page.get_by_label("Caption of cat.png").blur()
+    choose(page, write(tmp_path, {"dog.png": image("blue", (768, 768)), "dog.txt": b"a dog"}))
+    expect(page.get_by_text("2 valid images")).to_be_visible()
+    page.get_by_label("Name of the dataset").fill("my pets")
+    page.get_by_label("Name of the dataset").blur()
+    page.get_by_role("button", name="Save dataset").click()
+    expect(page.get_by_role("row", name="my pets")).to_contain_text("2 images")
+    with console.client("acme") as client:
+        [saved] = client.get("/datasets").json()
+        found = client.get(f"/datasets/{saved['id']}").json()
+    assert {it["name"]: it["caption"] for it in found["contents"]} == {
+        "cat.png": "a red cat",
+        "dog.png": "a dog",
+    }
+    page.get_by_role("link", name="Use my pets in a new job").click()
+    expect(page.get_by_label("Source", exact=True)).to_have_value("saved")
+    expect(page.get_by_text("2 valid images")).to_be_visible()
+    page.get_by_role("button", name="Start training").click()
+    page.wait_for_url(re.compile("/jobs/"))
+    new = console.state.get(page.url.rpartition("/")[2]).job
+    [source] = new.training.loader.sources()
+    assert source.archive == f"upload:{saved['upload']}"  # type: ignore[attr-defined]  # an archive
+    page.get_by_role("link", name="Datasets", exact=True).click()
+    page.get_by_role("button", name="Delete my pets").click()
+    page.get_by_role("button", name="Delete", exact=True).click()
+    expect(page.get_by_text("No datasets yet.")).to_be_visible()

@@ -1,0 +1,464 @@
+"""Saved datasets as a caller sees them: named images that any job may use, and that are edited."""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import uuid4
+
+from console.errors import ConflictError, ForbiddenError, InvalidRequestError, NotFoundError
+from console.services.dataset_checks import CheckedDataset, DatasetChecks
+from console.services.image_collection import ImageCollection, NewFile, is_archive
+from console.services.image_files import ImageFiles
+from console.services.threads import in_thread
+from console.services.uploads import DEFAULT_TENANT, Uploads, checked_tenant
+from console.views import DatasetView, Finding, ImageView, UploadView, View
+from tasks.access.api_keys import Caller
+from tasks.data.stored_datasets import StoredDataset, StoredDatasets, tenants_with_datasets
+from tasks.escaping import escaped, shortened
+from tasks.settings.settings import Settings
+from tasks.state.audit import Action, AuditLog
+from tasks.store import Store
+
+T = TypeVar("T")
+
+_MAX_NAME = 100
+# Of a tenant: each listing reads all of them.
+_MAX_DATASETS = 500
+_CHANGED = "somebody else has changed the dataset meanwhile; open it again"
+
+
+class SavedDatasetView(View):
+    """A saved dataset."""
+
+    id: str
+    name: str
+    tenant: str
+    images: int
+    """Number of images."""
+    size: int
+    """Size of the images in bytes."""
+    upload: str
+    """Id of the upload with the present images. It is kept as long as it is the current one."""
+    revision: int
+    """Grows with each change of the images or captions."""
+    created_at: datetime
+    updated_at: datetime
+
+    @property
+    def source(self) -> str:
+        """Name of the dataset in a job's ``archive`` option."""
+        return f"dataset:{self.id}"
+
+
+class SavedDatasetDetails(SavedDatasetView):
+    """A saved dataset with its report and images."""
+
+    report: DatasetView | None
+    """What a check of the images found, for training at 768 px; null if they were not checked."""
+    contents: tuple[ImageView, ...]
+    """The images with their captions, up to 500 of them."""
+
+
+class ChangedDatasetView(SavedDatasetView):
+    """A saved dataset after files were added."""
+
+    notes: tuple[str, ...]
+    """Why files were not added, or under which name."""
+
+
+class Datasets:
+    """Saved datasets of callers. Another tenant's dataset is answered like an unknown one.
+
+    Args:
+        settings: How long former revisions are kept, and the size of datasets.
+        store: The store of the datasets.
+        uploads: Their images.
+        files: Unpacks archives.
+        checks: Checks images.
+        audit: The audit log.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        uploads: Uploads,
+        files: ImageFiles,
+        checks: DatasetChecks,
+        audit: AuditLog,
+    ) -> None:
+        self._settings, self._store, self._uploads = settings, store, uploads
+        self._files, self._checks, self._audit = files, checks, audit
+
+    async def create(
+        self, caller: Caller, name: str, upload_id: str, tenant: str | None = None
+    ) -> SavedDatasetView:
+        """Save the images of an upload as a dataset.
+
+        Args:
+            caller: The caller.
+            name: The dataset's name.
+            upload_id: The upload, which is copied: it may be deleted afterwards.
+            tenant: The tenant of the dataset; None for the upload's.
+
+        Raises:
+            NotFoundError: The caller sees no upload of this id.
+            ConflictError: The upload is incomplete.
+            ForbiddenError: The tenant is not the caller's.
+            InvalidRequestError: The name or the tenant is none, or there is no image.
+            InsufficientStorageError: The tenant's quota has too little space.
+            JobError: The upload is not an archive that can be read.
+        """
+        upload = await self._uploads.get(caller, upload_id)
+        async with self._files.scratch() as scratch:
+            unpacked = await self._uploads.unpack(
+                caller, upload_id, scratch / "unpacked", self._settings.data_max_bytes
+            )
+            made = self._collection(scratch)
+            await in_thread(made.add)(unpacked.files)
+            return await self.save(caller, name, made, tenant or upload.tenant)
+
+    async def save(
+        self, caller: Caller, name: str, images: ImageCollection, tenant: str | None = None
+    ) -> SavedDatasetView:
+        """Save loose images as a dataset.
+
+        Raises:
+            ForbiddenError: The tenant is not the caller's.
+            InvalidRequestError: The name or the tenant is none, or there is no image.
+            InsufficientStorageError: The tenant's quota has too little space.
+        """
+        owner = self._owner(caller, tenant)
+        name = _checked_name(name)
+        if len(await in_thread(StoredDatasets(self._store, owner).all)()) >= _MAX_DATASETS:
+            raise ConflictError(f"tenant {owner} has {_MAX_DATASETS:,} datasets; delete some")
+        upload, count, report = await self._pack(caller, owner, name, images)
+        now = datetime.now(UTC)
+        dataset = StoredDataset(
+            id=uuid4().hex, tenant=owner, name=name, upload=upload.id, images=count,
+            size=upload.length, created=now, updated=now, report=report,
+        )  # fmt: skip
+        await in_thread(StoredDatasets(self._store, owner).put)(dataset)
+        return _view(dataset)
+
+    @in_thread
+    def all(self, caller: Caller) -> tuple[SavedDatasetView, ...]:
+        """Return the datasets that the caller sees, the last changed first."""
+        tenants = [caller.tenant] if caller.tenant else tenants_with_datasets(self._store)
+        found = [it for tenant in tenants for it in StoredDatasets(self._store, tenant).all()]
+        return tuple(map(_view, sorted(found, key=lambda it: it.updated, reverse=True)))
+
+    async def get(self, caller: Caller, dataset_id: str) -> SavedDatasetDetails:
+        """Return a dataset with its report and images.
+
+        Raises:
+            NotFoundError: The caller sees no dataset of this id.
+            TooManyError: Too many uploads are being read.
+            JobError: The images cannot be read.
+        """
+        dataset = await in_thread(self._find)(caller, dataset_id)
+        images = await self._uploads.images(caller, dataset.upload)
+        report = None if dataset.report is None else DatasetView.model_validate(dataset.report)
+        fields = _view(dataset).model_dump()
+        return SavedDatasetDetails(**fields, report=report, contents=images)
+
+    @in_thread
+    def view(self, caller: Caller, dataset_id: str) -> SavedDatasetView:
+        """Return a dataset.
+
+        Raises:
+            NotFoundError: The caller sees no dataset of this id.
+        """
+        return _view(self._find(caller, dataset_id))
+
+    @in_thread
+    def rename(self, caller: Caller, dataset_id: str, name: str) -> SavedDatasetView:
+        """Rename a dataset.
+
+        Raises:
+            NotFoundError: The caller sees no dataset of this id.
+            InvalidRequestError: The name is none.
+        """
+        dataset = self._find(caller, dataset_id)
+        with self._uploads.lock(f"dataset {dataset_id}"):
+            renamed = self._find(caller, dataset_id).model_copy(
+                update={"name": _checked_name(name), "updated": datetime.now(UTC)}
+            )
+            StoredDatasets(self._store, dataset.tenant).put(renamed)
+        return _view(renamed)
+
+    async def write_captions(
+        self, caller: Caller, dataset_id: str, captions: Mapping[str, str]
+    ) -> SavedDatasetView:
+        """Write captions of images, by their names; an empty one removes it.
+
+        Raises:
+            NotFoundError: The caller sees no dataset of this id.
+            InvalidRequestError: It has no image of a name.
+            ConflictError: Another request has changed the dataset.
+            InsufficientStorageError: The tenant's quota has too little space.
+        """
+
+        def write(images: ImageCollection) -> None:
+            _check_names(images, captions)
+            for name, caption in captions.items():
+                images.write_caption(name, caption)
+
+        return (await self._edit(caller, dataset_id, write))[0]
+
+    async def remove_images(
+        self, caller: Caller, dataset_id: str, names: Collection[str]
+    ) -> SavedDatasetView:
+        """Remove images with their captions.
+
+        Raises:
+            NotFoundError: The caller sees no dataset of this id.
+            InvalidRequestError: It has no image of a name, or no other one.
+            ConflictError: Another request has changed the dataset.
+            InsufficientStorageError: The tenant's quota has too little space.
+        """
+
+        def remove(images: ImageCollection) -> None:
+            _check_names(images, names)
+            for name in names:
+                images.remove(name)
+
+        return (await self._edit(caller, dataset_id, remove))[0]
+
+    async def add_files(
+        self, caller: Caller, dataset_id: str, files: Sequence[NewFile]
+    ) -> ChangedDatasetView:
+        """Add images and captions, or those of archives.
+
+        Raises:
+            NotFoundError: The caller sees no dataset of this id.
+            ConflictError: Another request has changed the dataset.
+            InsufficientStorageError: The tenant's quota has too little space.
+            JobError: An archive cannot be read.
+        """
+        async with self._files.scratch() as scratch:
+            loose, notes = await self._unpacked(caller, files, scratch)
+            view, added = await self._edit(caller, dataset_id, lambda images: images.add(loose))
+        return ChangedDatasetView(**view.model_dump(), notes=(*notes, *added))
+
+    async def create_from_files(
+        self, caller: Caller, name: str, files: Sequence[NewFile], tenant: str | None = None
+    ) -> ChangedDatasetView:
+        """Save images and captions, or those of archives, as a dataset.
+
+        Raises:
+            ForbiddenError: The tenant is not the caller's.
+            InvalidRequestError: The name or the tenant is none, or there is no image.
+            InsufficientStorageError: The tenant's quota has too little space.
+            JobError: An archive cannot be read.
+        """
+        async with self._files.scratch() as scratch:
+            loose, notes = await self._unpacked(caller, files, scratch)
+            images = self._collection(scratch)
+            added = await in_thread(images.add)(loose)
+            view = await self.save(caller, name, images, tenant)
+        return ChangedDatasetView(**view.model_dump(), notes=(*notes, *added))
+
+    async def replace_images(
+        self, caller: Caller, dataset_id: str, images: ImageCollection, edited: str
+    ) -> SavedDatasetView:
+        """Make loose images the present ones of a dataset; the same ones change nothing.
+
+        Args:
+            caller: The caller.
+            dataset_id: The dataset.
+            images: The images.
+            edited: The upload of the revision that they are an edited copy of.
+
+        Raises:
+            NotFoundError: The caller sees no dataset of this id.
+            InvalidRequestError: There is no image.
+            ConflictError: Another request has changed the dataset meanwhile.
+            InsufficientStorageError: The tenant's quota has too little space.
+        """
+        dataset = await in_thread(self._find)(caller, dataset_id)
+        if dataset.upload != edited:
+            raise ConflictError(_CHANGED)
+        return await self._revise(caller, dataset, images)
+
+    @in_thread
+    def delete(self, caller: Caller, dataset_id: str) -> None:
+        """Delete a dataset. Jobs that name it already keep its images until they have read them.
+
+        Raises:
+            NotFoundError: The caller sees no dataset of this id.
+        """
+        dataset = self._find(caller, dataset_id)
+        with (
+            self._audit.recording(
+                caller.actor,
+                Action.DATASET_DELETE,
+                dataset_id,
+                tenant=dataset.tenant,
+                name=dataset.name,
+            ),
+            self._uploads.lock(f"dataset {dataset_id}"),
+        ):
+            deleted = dataset.model_copy(update={"deleted": datetime.now(UTC)})
+            StoredDatasets(self._store, dataset.tenant).put(deleted)
+
+    @in_thread
+    def remove_deleted(self) -> None:
+        """Remove what is left of deleted datasets, once no job can wait for their images."""
+        since = datetime.now(UTC) - self._settings.job_ttl - timedelta(hours=1)
+        for tenant in tenants_with_datasets(self._store):
+            datasets = StoredDatasets(self._store, tenant)
+            for dataset in datasets.all(deleted=True):
+                if dataset.deleted is not None and dataset.deleted < since:
+                    datasets.remove(dataset.id)
+
+    async def check(self, caller: Caller, folder: Path) -> CheckedDataset:
+        """Check loose images for any job; see ``DatasetChecks.check_images``.
+
+        Raises:
+            TooManyError: The account has used up its share of checks.
+        """
+        tenant = caller.tenant or DEFAULT_TENANT
+        return await self._checks.check_images(caller.account, tenant, folder)
+
+    async def _edit(
+        self, caller: Caller, dataset_id: str, change: Callable[[ImageCollection], T]
+    ) -> tuple[SavedDatasetView, T]:
+        """Change a copy of a dataset's images, and make it the current revision."""
+        dataset = await in_thread(self._find)(caller, dataset_id)
+        async with self._files.scratch() as scratch:
+            unpacked = await self._uploads.unpack(
+                caller, dataset.upload, scratch / "unpacked", self._settings.data_max_bytes
+            )
+            images = self._collection(scratch)
+            await in_thread(images.add)(unpacked.files)
+            result = await in_thread(change)(images)
+            return await self._revise(caller, dataset, images), result
+
+    async def _revise(
+        self, caller: Caller, dataset: StoredDataset, images: ImageCollection
+    ) -> SavedDatasetView:
+        upload, count, report = await self._pack(caller, dataset.tenant, dataset.name, images)
+        former = await self._uploads.get(caller, dataset.upload)
+        if upload.sha256 == former.sha256:
+            await self._uploads.delete(caller, upload.id)
+            return _view(dataset)
+
+        def put() -> StoredDataset:
+            with self._uploads.lock(f"dataset {dataset.id}"):
+                present = self._find(caller, dataset.id)
+                if present.upload != dataset.upload:
+                    raise ConflictError(_CHANGED)
+                revised = present.revised(upload.id, count, upload.length, report)
+                StoredDatasets(self._store, dataset.tenant).put(revised)
+                return revised
+
+        try:
+            return _view(await in_thread(put)())
+        except (ConflictError, NotFoundError):
+            await self._uploads.delete(caller, upload.id)
+            raise
+
+    async def _pack(
+        self, caller: Caller, tenant: str, name: str, images: ImageCollection
+    ) -> tuple[UploadView, int, dict[str, Any] | None]:
+        """Upload images; return the upload, their number, and the report on them."""
+        captions = [image.caption for image in await in_thread(images.images)()]
+        count = len(captions)
+        if not count:
+            raise InvalidRequestError("a dataset needs an image", "images", "add one")
+        checked = await self._checks.check_images(caller.account, tenant, images.folder)
+        report = checked.report
+        lacking = sum(not caption for caption in captions)
+        if report is not None and lacking:
+            # Not every job reads captions.
+            report = report.model_copy(
+                update={"findings": (_without_captions(lacking, count), *report.findings)}
+            )
+        archive = await in_thread(images.pack)()
+        try:
+            upload = await self._uploads.put(caller, f"{name}.zip", archive, tenant)
+        finally:
+            await in_thread(archive.unlink)(missing_ok=True)
+        return upload, count, None if report is None else report.model_dump(mode="json")
+
+    async def _unpacked(
+        self, caller: Caller, files: Sequence[NewFile], scratch: Path
+    ) -> tuple[list[NewFile], list[str]]:
+        """Return files, those of archives instead of these, and what archives have besides."""
+        loose: list[NewFile] = []
+        notes: list[str] = []
+        for number, file in enumerate(files):
+            if not is_archive(file.name):
+                loose.append(file)
+                continue
+            unpacked = await self._files.unpack(
+                caller.account, file.path, scratch / str(number), self._settings.data_max_bytes
+            )
+            loose += unpacked.files
+            notes += unpacked.notes
+        return loose, notes
+
+    def _collection(self, scratch: Path) -> ImageCollection:
+        return ImageCollection(scratch, "images", self._settings.upload_max_bytes)
+
+    def _find(self, caller: Caller, dataset_id: str) -> StoredDataset:
+        tenants = [caller.tenant] if caller.tenant else tenants_with_datasets(self._store)
+        for tenant in tenants:
+            found = StoredDatasets(self._store, tenant).find(dataset_id)
+            if found is not None:
+                return found
+        raise NotFoundError("there is no such dataset")
+
+    def _owner(self, caller: Caller, tenant: str | None) -> str:
+        if caller.tenant is None:
+            return checked_tenant(tenant or DEFAULT_TENANT)
+        if tenant not in (None, caller.tenant):
+            raise ForbiddenError("this key saves datasets for its own tenant only", "tenant")
+        return caller.tenant
+
+
+def _view(dataset: StoredDataset) -> SavedDatasetView:
+    return SavedDatasetView(
+        id=dataset.id,
+        name=dataset.name,
+        tenant=dataset.tenant,
+        images=dataset.images,
+        size=dataset.size,
+        upload=dataset.upload,
+        revision=dataset.revision,
+        created_at=dataset.created,
+        updated_at=dataset.updated,
+    )
+
+
+def _without_captions(lacking: int, count: int) -> Finding:
+    message = f"{lacking:,} of {count:,} have no caption"
+    return Finding(severity="warning", file="images", message=message, remedy="write them")
+
+
+def _checked_name(name: str) -> str:
+    """Return the name of a dataset, safe to display.
+
+    Raises:
+        InvalidRequestError: It is empty or too long.
+    """
+    text = escaped(name.strip())
+    if not 0 < len(text) <= _MAX_NAME:
+        raise InvalidRequestError(
+            f"a dataset's name has 1 to {_MAX_NAME} characters", "name", "choose another name"
+        )
+    return text
+
+
+def _check_names(images: ImageCollection, names: Iterable[str]) -> None:
+    """Refuse names of images that a dataset does not have, all of them at once.
+
+    Raises:
+        InvalidRequestError: There are such names.
+    """
+    unknown = sorted({*names} - {*images.names()})
+    if unknown:
+        listed = ", ".join(shortened(escaped(name), 60) for name in unknown[:10])
+        raise InvalidRequestError(f"the dataset has no image {listed}", "images", "check the names")
