@@ -95,7 +95,7 @@ async def get_dataset(
 
 
 @router.patch("/datasets/{dataset_id}", responses=errors(409, 507))
-async def change_dataset(
+async def update_dataset(
     caller: Uploader, services: ServicesDep, dataset_id: str, request: DatasetChanges
 ) -> SavedDatasetView:
     """Rename a dataset, or write captions. Jobs that were submitted keep what they had."""
@@ -108,7 +108,7 @@ async def change_dataset(
 
 
 @router.post("/datasets/{dataset_id}/files", responses=errors(409, 507), openapi_extra=_FORM)
-async def add_dataset_files(
+async def upload_dataset_files(
     request: Request, caller: Uploader, services: ServicesDep, dataset_id: str
 ) -> ChangedDatasetView:
     """Add images and captions, or those of archives, as fields `file` of a form.
@@ -121,7 +121,7 @@ async def add_dataset_files(
 
 
 @router.post("/datasets/{dataset_id}/images:remove", responses=errors(409, 507))
-async def remove_dataset_images(
+async def delete_dataset_images(
     caller: Uploader, services: ServicesDep, dataset_id: str, request: ImageNames
 ) -> SavedDatasetView:
     """Remove images with their captions."""

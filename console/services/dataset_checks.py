@@ -18,6 +18,7 @@ from tasks.data.uploads import StoredUploads
 from tasks.data.validation import check_dataset
 from tasks.errors import BaseModelError, DatasetError
 from tasks.jobs.job import TrainingConfig, TrainingJob, parse_job
+from tasks.jobs.presets import preset_names
 from tasks.settings.settings import Settings
 from tasks.store import Store
 from tasks.strict_model import StrictModel
@@ -25,8 +26,8 @@ from tasks.strict_model import StrictModel
 _MODULE = "console.services.dataset_checks"
 WORKING_COPY = f"upload:{0:032x}"
 """The archive of a job whose images are loose files in a folder of the console."""
-# What a saved dataset is checked for.
-_PRESET = "flux_lora_1x40gb"
+# What a saved dataset is checked for: 768 px in buckets.
+_PRESET = preset_names()[0]
 # The locations of findings about a job's batches and lengths.
 _OF_JOBS = ("training", WORKING_COPY)
 

@@ -25,7 +25,7 @@ T = TypeVar("T")
 _MAX_NAME = 100
 # Of a tenant: each listing reads all of them.
 _MAX_DATASETS = 500
-_CHANGED = "somebody else has changed the dataset meanwhile; open it again"
+_CHANGED = "another user has changed the dataset meanwhile; open it again"
 
 
 class SavedDatasetView(View):

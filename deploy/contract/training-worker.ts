@@ -130,7 +130,8 @@ export interface ArchiveDatasetConfig {
   type: "ARCHIVE";
   /**
    * The file, as the workers see it, its `https://`, `s3://`, `gs://` or `az://` address,
-   * or an upload to the console: `upload:` and its id.
+   * an upload to the console (`upload:` and its id), or a saved dataset (`dataset:` and its id),
+   * whose present images the job then has for good.
    */
   archive: string;
   /** The archive's SHA-256 in hex; an archive with another one is refused. Null: not checked. */

@@ -241,7 +241,7 @@ class Drafts:
         self._forget(opened.caller.account, opened.id)
 
     def _make_room(self, account: str) -> None:
-        """Close drafts that nobody filled in, before one that somebody did is displaced."""
+        """Close a draft without any content, before one that a user filled in is displaced."""
         stored = self._stored(account)
         for draft_id, value in stored.items():
             if len(stored) < _MAX_DRAFTS:

@@ -110,7 +110,7 @@ class _Tile:
         self._link = link
         self._tile = Tag("article", classes="thumb")
         with self._tile:
-            self._picture = Tag("div", "", "thumb-none")
+            self._placeholder = Tag("div", "", "thumb-none")
             self._image = Tag("img", classes="thumb-image", loading="lazy", alt="")
             with Tag("div", classes="thumb-body"):
                 with Tag("div", classes="thumb-head"):
@@ -127,9 +127,9 @@ class _Tile:
         """Show the image's present state; one fault of a file: that it cannot be read is worst."""
         fault = image.error or fault
         self._tile.set_classes("thumb thumb-error" if image.error else "thumb")
-        self._picture.update_text("" if image.error or image.has_thumbnail else "…")
-        self._picture.set_classes("thumb-none" if image.error else "thumb-none thumb-wait")
-        self._picture.set_visibility(not image.has_thumbnail)
+        self._placeholder.update_text("" if image.error or image.has_thumbnail else "…")
+        self._placeholder.set_classes("thumb-none" if image.error else "thumb-none thumb-wait")
+        self._placeholder.set_visibility(not image.has_thumbnail)
         self._image.set_visibility(image.has_thumbnail)
         self._fault.update_text(fault)
         self._fault.set_visibility(bool(fault))

@@ -140,7 +140,7 @@ def test_a_form_that_was_begun_is_offered_again(tmp_path: Path, redis_client: Re
     assert [it.id for it in drafts.begun(ACME)] == [with_images]
 
 
-def test_forms_that_nobody_filled_in_make_room_first(tmp_path: Path, redis_client: Redis) -> None:
+def test_empty_forms_make_room_first(tmp_path: Path, redis_client: Redis) -> None:
     drafts = Drafts(redis_client, tmp_path / "drafts", 1000)
     kept = new(drafts, ACME)
     add(drafts, ACME, kept, tmp_path / "file", 10)
