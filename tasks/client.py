@@ -10,7 +10,8 @@ from celery import Celery
 from opentelemetry.trace import NoOpTracer, Tracer
 
 from tasks.app import make_app
-from tasks.captions.runs import CaptionRequestDocument, CaptionRun, CaptionRuns
+from tasks.captions.requests import CaptionRequestDocument
+from tasks.captions.runs import CaptionRun, CaptionRuns
 from tasks.clock import broker_time
 from tasks.contract import CAPTION
 from tasks.deletion import remains_of

@@ -8,17 +8,17 @@ from console.services.threads import in_thread
 from console.services.uploads import Uploads
 from console.views import View
 from tasks.access.api_keys import Caller
-from tasks.captions.runs import (
+from tasks.captions.requests import (
     MAX_IMAGES,
-    CaptionModel,
     CaptionRequestDocument,
-    CaptionRun,
     CaptionStyle,
-    RunState,
 )
+from tasks.captions.runs import CaptionRun, RunState
 from tasks.client import Client
 from tasks.data.uploads import is_upload_id
 from tasks.settings.captions import CaptionSettings
+
+_NO_MODEL = "this fleet writes no captions: its operator has not set TRAINING_CAPTION_MODEL"
 
 
 class CaptionRunView(View):
@@ -81,11 +81,8 @@ class Captioning:
             NotFoundError: The caller sees no upload of this id.
             TooManyCaptionRunsError: The tenant has too many runs that have not ended.
         """
-        model = self._settings.caption_model
-        if model is None:
-            raise ConflictError(
-                "this fleet writes no captions: its operator has not set TRAINING_CAPTION_MODEL"
-            )
+        if not self.is_available:
+            raise ConflictError(_NO_MODEL)
         if only is not None and not 0 < len(only) <= MAX_IMAGES:
             raise InvalidRequestError(
                 f"these are {len(only):,} images", "files", f"name 1 to {MAX_IMAGES:,}"
@@ -93,18 +90,9 @@ class Captioning:
         upload = await self._uploads.get(caller, upload_id)
         if not upload.is_complete:
             raise ConflictError("the upload is incomplete")
-        request = CaptionRequestDocument(
-            tenant=upload.tenant,
-            upload=upload.id,
-            files=None if only is None else tuple(sorted(set(only))),
-            style=style,
-            queue=self._settings.caption_queue,
-            model=CaptionModel(
-                model=model,
-                revision=self._settings.caption_revision,
-                max_tokens=self._settings.caption_max_tokens,
-            ),
-        )
+        request = self._settings.caption_request(upload.tenant, upload.id, only, style)
+        if request is None:
+            raise ConflictError(_NO_MODEL)
         return await in_thread(self._started)(request)
 
     async def get(self, caller: Caller, run_id: str) -> CaptionRunView:

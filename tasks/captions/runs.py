@@ -18,11 +18,11 @@ from redis.client import Pipeline
 from redis.exceptions import LockError
 from redis.lock import Lock
 
+from tasks.captions.requests import CaptionRequestDocument
 from tasks.errors import ErrorCode, JobError
 from tasks.redis_script import Key, ScriptFolder
 from tasks.strict_model import StrictModel
 
-CaptionStyle = Literal["short", "detailed"]
 RunState = Literal["waiting", "running", "done", "failed"]
 
 _RUN = "training:captions:run:"
@@ -35,8 +35,6 @@ _ACTIVE = "training:captions:active:"
 _TTL = timedelta(days=1)
 MAX_ACTIVE = 2
 """The runs of a tenant at a time."""
-MAX_IMAGES = 1000
-"""The images of a run: more is a day's work on a CPU, and its captions a large reply."""
 MAX_ATTEMPTS = 4
 """Starts of a run by workers, each of which was lost or met a transient error."""
 # A start that has not renewed its lease for this long, and whose message was not delivered again.
@@ -61,30 +59,6 @@ class TooManyCaptionRunsError(JobError):
             f"{MAX_ACTIVE} runs of this tenant write captions already; wait for one, or cancel it",
             ErrorCode.QUOTA_EXCEEDED,
         )
-
-
-class CaptionModel(StrictModel):
-    """The model that writes captions, as the settings of the run's sender name it."""
-
-    model: str
-    """A Hub id, or a folder as the workers see it."""
-    revision: str | None = None
-    """The commit, branch or tag of the Hub's repository; null for its newest commit."""
-    max_tokens: int
-    """Tokens of a caption, at most."""
-
-
-class CaptionRequestDocument(StrictModel):
-    """What is to be captioned; it never changes."""
-
-    tenant: str
-    upload: str
-    """The id of the upload."""
-    files: tuple[str, ...] | None
-    """The names of the images in it; null for all."""
-    style: CaptionStyle
-    queue: str
-    model: CaptionModel
 
 
 class CaptionRun(StrictModel):

@@ -1,11 +1,13 @@
 """The settings of the model that writes captions."""
 
+from collections.abc import Collection
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from routing.classes import MemoryClass
 from routing.queues import CPU_QUEUE, gpu_queue
+from tasks.captions.requests import CaptionModel, CaptionRequestDocument, CaptionStyle
 from tasks.settings.base import SettingsGroup
 
 ClassName = Literal["cpu", "8gb", "16gb", "24gb", "40gb", "80gb"]
@@ -43,3 +45,29 @@ class CaptionSettings(SettingsGroup):
         if self.caption_class == CPU_QUEUE:
             return CPU_QUEUE
         return gpu_queue(next(it for it in MemoryClass if str(it) == self.caption_class))
+
+    def caption_request(
+        self, tenant: str, upload: str, files: Collection[str] | None, style: CaptionStyle
+    ) -> CaptionRequestDocument | None:
+        """Return the request for captions of an upload's images; None without a model.
+
+        Args:
+            tenant: The upload's tenant.
+            upload: The upload's id.
+            files: The names of the images in it; None for all.
+            style: How much a caption says.
+        """
+        if self.caption_model is None:
+            return None
+        return CaptionRequestDocument(
+            tenant=tenant,
+            upload=upload,
+            files=None if files is None else tuple(sorted(set(files))),
+            style=style,
+            queue=self.caption_queue,
+            model=CaptionModel(
+                model=self.caption_model,
+                revision=self.caption_revision,
+                max_tokens=self.caption_max_tokens,
+            ),
+        )

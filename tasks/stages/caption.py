@@ -18,7 +18,13 @@ from redis.exceptions import LockError
 from redis.lock import Lock
 
 from routing.queues import class_of
-from tasks.captions.runs import MAX_ATTEMPTS, MAX_IMAGES, CaptionRun, CaptionRuns, release
+from tasks.captions.requests import MAX_IMAGES
+from tasks.captions.runs import (
+    MAX_ATTEMPTS,
+    CaptionRun,
+    CaptionRuns,
+    release,
+)
 from tasks.data.contents import Contents
 from tasks.data.decoding.decoder_pool import DecodeError, decode_all, unpack_archive
 from tasks.data.opening import open_resolved

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from routing.queues import DIFFUSERS, Engine
-from tasks.captions.runs import CaptionModel, CaptionStyle
+from tasks.captions.requests import CaptionModel, CaptionStyle
 from tasks.events import EncoderDigests
 from tasks.jobs.job import TrainingConfig
 from tasks.strict_model import StrictModel

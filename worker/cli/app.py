@@ -7,6 +7,7 @@ import typer
 from worker.cli import (
     cache,
     capacity,
+    captions,
     catalog,
     completion,
     config,
@@ -47,6 +48,7 @@ for group in (
     keys.audit_commands,
     capacity.commands,
     catalog.commands,
+    captions.commands,
     results.commands,
     serve.commands,
     completion.commands,

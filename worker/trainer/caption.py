@@ -22,9 +22,9 @@ from tasks.base_models.files import (
     transformers_weights,
 )
 from tasks.base_models.safetensors_header import read_headers
-from tasks.captions.runs import CaptionStyle
+from tasks.captions.requests import CaptionStyle
 from tasks.data.decoding.images import open_image
-from tasks.errors import ErrorCode, MissingObjectError
+from tasks.errors import BaseModelFilesError, ErrorCode, MissingObjectError
 from tasks.events import CaptionDone, CaptionWritten
 from tasks.stages.trainer_protocol import CaptionImage, CaptionRequest
 from tasks.store import Store, caption_key
@@ -79,23 +79,13 @@ def run(request: CaptionRequest, emit: Emit, stop: StopSwitch, cache: ModelCache
 
     Raises:
         RefusedError: The model cannot be used.
-        BaseModelFilesError: Its files are missing or damaged.
         InterruptedRun: The run was asked to stop; the captions written so far are in the store.
         StoreError: The store failed.
     """
-    folder = transformers_folder(request.model.model, request.model.revision)
-    settings = _settings_digest(request, folder)
-    captioner = _Captioner(request, folder, cache, emit)
-    store = Store(request.store_url)
-    with phase(emit, "encode"):
-        for image in request.images:
-            stop.check()
-            key = caption_key(settings, image.sha256)
-            text = _stored(store, key)
-            if text is None:
-                text = captioner.write(image)
-                store.put(key, text.encode())
-            emit(CaptionWritten(name=image.name, text=text))
+    try:
+        _write_all(request, emit, stop, cache)
+    except BaseModelFilesError as error:
+        raise CaptionModelError(error.path, error.problem) from error
     emit(CaptionDone())
 
 
@@ -190,6 +180,27 @@ class _Captioner:
         return processor_class.from_pretrained(
             self._folder, local_files_only=True, trust_remote_code=False
         )
+
+
+def _write_all(request: CaptionRequest, emit: Emit, stop: StopSwitch, cache: ModelCache) -> None:
+    """Emit each image's caption: the one in the store, or the model's.
+
+    Raises:
+        BaseModelFilesError: The model's files are missing or damaged.
+    """
+    folder = transformers_folder(request.model.model, request.model.revision)
+    settings = _settings_digest(request, folder)
+    captioner = _Captioner(request, folder, cache, emit)
+    store = Store(request.store_url)
+    with phase(emit, "encode"):
+        for image in request.images:
+            stop.check()
+            key = caption_key(settings, image.sha256)
+            text = _stored(store, key)
+            if text is None:
+                text = captioner.write(image)
+                store.put(key, text.encode())
+            emit(CaptionWritten(name=image.name, text=text))
 
 
 def _stored(store: Store, key: str) -> str | None:

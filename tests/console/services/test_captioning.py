@@ -7,7 +7,8 @@ import httpx2
 import pytest
 
 from console.services.captioning import Captioning
-from tasks.captions.runs import MAX_ACTIVE, MAX_IMAGES
+from tasks.captions.requests import MAX_IMAGES
+from tasks.captions.runs import MAX_ACTIVE
 from tasks.settings.settings import Settings
 from tests.console.conftest import PNG, Console
 

@@ -5,10 +5,9 @@ from typing import Any
 import pytest
 from redis import Redis
 
+from tasks.captions.requests import CaptionModel, CaptionRequestDocument
 from tasks.captions.runs import (
     MAX_ACTIVE,
-    CaptionModel,
-    CaptionRequestDocument,
     CaptionRuns,
     TooManyCaptionRunsError,
     release,

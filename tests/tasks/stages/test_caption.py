@@ -13,13 +13,8 @@ from redis import Redis
 
 from tasks import events
 from tasks.cache.index import PackIndex
-from tasks.captions.runs import (
-    MAX_ATTEMPTS,
-    CaptionModel,
-    CaptionRequestDocument,
-    CaptionRun,
-    CaptionRuns,
-)
+from tasks.captions.requests import CaptionModel, CaptionRequestDocument
+from tasks.captions.runs import MAX_ATTEMPTS, CaptionRun, CaptionRuns
 from tasks.data.read_policy import ReadPolicy
 from tasks.data.uploads import StoredUploads
 from tasks.errors import StoreError, TrainerError

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tasks.captions.runs import CaptionModel
-from tasks.errors import BaseModelFilesError, ErrorCode
+from tasks.captions.requests import CaptionModel
+from tasks.errors import ErrorCode
 from tasks.events import CaptionDone, CaptionWritten, Event
 from tasks.stages.trainer_protocol import CaptionImage, CaptionRequest
 from tasks.store import Store
@@ -124,7 +124,7 @@ def test_pickled_weights_are_refused(tmp_path: Path, florence2: Path) -> None:
     for name in ("config.json", "processor_config.json"):
         (folder / name).write_bytes((florence2 / name).read_bytes())
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x02")
-    with pytest.raises(BaseModelFilesError, match="pickled weights"):
+    with pytest.raises(CaptionModelError, match=r"the caption model .*pickled weights"):
         run(request_for(tmp_path, folder))
 
 
