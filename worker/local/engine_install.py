@@ -25,7 +25,7 @@ COMMIT = "99c673d0e453e1b5cfb2ed38959572867ed3ed22"
 _PINS = Path(worker.__file__).parents[1] / "deploy" / "invoke-training.txt"
 # Of a checkout, which may be read-only, whatever the library's package does not need.
 _NOT_COPIED = shutil.ignore_patterns(".git", ".venv", "venv", "build", "output", "__pycache__")
-_ADDRESSES = ("https://", "http://", "ssh://", "file://", "git@")
+_ADDRESSES = ("https://", "http://", "ssh://", "file://")
 
 
 class EngineInstallError(JobError):
@@ -92,11 +92,8 @@ def _requirement(source: str) -> str:
             f"--from {source}: is neither a checkout of invoke-training, which has a "
             f"pyproject.toml, nor an address such as {LIBRARY}"
         )
-    address = source.replace("git@", "ssh://git@", 1).replace(":", "/", 2) if (
-        source.startswith("git@")
-    ) else source  # fmt: skip
-    has_revision = "@" in address.rpartition("/")[2]
-    return f"git+{address}" if has_revision else f"git+{address}@{COMMIT}"
+    has_revision = "@" in source.rpartition("/")[2]
+    return f"git+{source}" if has_revision else f"git+{source}@{COMMIT}"
 
 
 def _install_library(folder: Path, requirement: str) -> None:

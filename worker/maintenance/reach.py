@@ -72,7 +72,7 @@ def check_hub() -> Finding:
         remedy = f"accept it at {page}, or give the token the right to read gated repositories"
         return Finding("warning", subject, f"the licence of {model} is not accepted", remedy)
     found = f"{endpoint} answers with {answer.status_code} for {model}"
-    return Finding("warning", subject, found, "try again later")
+    return Finding("warning", subject, found, "retry later")
 
 
 def check_console(settings: Settings) -> Iterator[Finding]:

@@ -59,7 +59,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         (307, "ok", "can be downloaded", ""),
         (401, "warning", "refuses the token", "hf auth login"),
         (403, "warning", "the licence of black-forest-labs/FLUX.1-dev", "accept it at http"),
-        (500, "warning", "answers with 500", "try again"),
+        (500, "warning", "answers with 500", "retry"),
     ],
 )
 def test_access_to_the_gated_model(
