@@ -11,7 +11,7 @@ from tasks.errors import JobError
 
 _REFRESH_INTERVAL_S = 1.0
 _OFFER = (
-    "New here? Train a tiny model on eight demo images, in a minute or two. You get a real LoRA "
+    "New here? Train a tiny model on eight demo images, in a few minutes. You get a real LoRA "
     "file; the model is too small to draw anything."
 )
 _PREPARING = "The demo images and their tiny model are being prepared, which takes half a minute."

@@ -362,7 +362,7 @@ class ConsoleSettings(StorageSettings):
     `console` in `TRAINING_HOME`."""
 
     demo_dir: Path | None = None
-    """The folder of the demo that the console offers to operators as "Try it": a job of a minute
+    """The folder of the demo that the console offers to operators as "Try it": a short job
     with a tiny model, which `python -P -m worker.local.demo FOLDER` makes. Every worker must reach
     it. Unset: `up` uses `demo` in `TRAINING_HOME` where its GPUs are emulated or below 40 GB; other
     consoles offer none."""

@@ -38,7 +38,7 @@ _READY_WITHIN_S = 90.0
 # FLUX needs the first; the second shows that FLUX stages never run on a smaller GPU.
 _DEMO_GPUS = (MemoryClass.GB40, MemoryClass.GB24)
 _EMULATED = (
-    "note: an emulated GPU computes on the CPU: a tiny model trains in a minute, a real base model "
+    "note: an emulated GPU computes on the CPU: a tiny model trains in minutes, a real base model "
     "would take days"
 )
 # What 'up' starts if its library is installed: the setting of its port, and the module.
