@@ -54,7 +54,7 @@ _MAX_REQUESTS = 1000
 
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
-_PAGE = re.compile(r"/(jobs(/[^/]+)?|fleet|new|datasets(/[^/]+)?)?")
+_PAGE = re.compile(r"/(jobs(/[^/]+)?|compare|fleet|new|datasets(/[^/]+)?)?")
 # Where NiceGUI receives the messages and files of pages.
 _PAGE_UPLOADS = "/_nicegui/client/"
 _OF_PAGES = ("/_nicegui_ws/", _PAGE_UPLOADS, f"{THUMBNAILS}/")

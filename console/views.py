@@ -132,6 +132,8 @@ class JobView(View):
     gpu_use: GpuUse
     """GPU seconds by memory class, and their cost; of starts that have ended."""
     error: ErrorView | None
+    sample: str | None
+    """Name of the newest validation image; null without any."""
     result: ResultView | None
     """Null for a job that has published nothing."""
 
@@ -271,6 +273,8 @@ class FileView(View):
     name: str
     size: int
     sha256: str
+    step: int | None
+    """The step whose weights it holds; null for another file."""
 
 
 class FilesView(View):

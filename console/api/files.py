@@ -124,6 +124,20 @@ async def list_samples(
     return await services.files.samples(caller, job_id)
 
 
+@router.get(
+    "/jobs/{job_id}/samples/{name}/thumbnail",
+    response_class=Response,
+    responses={200: {"description": "A small image.", "content": binary("image/jpeg")}},
+)
+async def download_sample_thumbnail(
+    caller: FileReader, services: ServicesDep, job_id: str, name: str
+) -> Response:
+    """Return a small JPEG of a validation image."""
+    data = await services.files.thumbnail(caller, job_id, name)
+    headers = {"Cache-Control": "private, max-age=600"}
+    return Response(data, media_type="image/jpeg", headers=headers)
+
+
 @router.head(
     "/jobs/{job_id}/samples/{name}",
     operation_id="inspectSample",

@@ -5,6 +5,7 @@ Text is always text: what a user wrote is never interpreted as HTML.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from nicegui.element import Element
@@ -70,6 +71,27 @@ def fact(name: str, value: str = "") -> Tag:
     """Add a row to a ``dl.facts`` and return the element of its value."""
     Tag("dt", name)
     return Tag("dd", value)
+
+
+class LocalTime(Element, component="local_time.js"):
+    """A moment in the reader's time zone, which the server does not know.
+
+    Args:
+        moment: The moment.
+        kind: ``moment`` with UTC beside it, ``clock`` for the time of day, or ``elapsed`` for the
+            time since then.
+    """
+
+    def __init__(self, moment: datetime, kind: str = "moment") -> None:
+        super().__init__()
+        self._props["iso"] = moment.astimezone(UTC).isoformat()
+        self._props["kind"] = kind
+
+    def show(self, moment: datetime) -> None:
+        """Show another moment; nothing is sent if it is the same."""
+        iso = moment.astimezone(UTC).isoformat()
+        if self._props["iso"] != iso:
+            self._props["iso"] = iso
 
 
 def memory_bar(parts: dict[str, float], available_gib: float) -> None:

@@ -1,6 +1,10 @@
 """Names, remedies, and formats of numbers and times, as pages show them."""
 
+from collections.abc import Collection
 from datetime import UTC, datetime
+
+from console.views import JobView
+from tasks.state.record import JobStatus
 
 TYPE_NAMES = {
     "FLUX_LORA": "FLUX LoRA",
@@ -100,3 +104,14 @@ def sentence(text: str) -> str:
     """Return a message as a sentence; an option's name at its start stays in lower case."""
     first_word = text.split(" ", 1)[0]
     return f"{text}." if "_" in first_word else f"{text[:1].upper()}{text[1:]}."
+
+
+def status_of(view: JobView) -> str:
+    """Return the status of a job as people mean it: one that runs and waits for a worker waits."""
+    is_active = view.status in (JobStatus.QUEUED, JobStatus.RUNNING)
+    return "waiting" if is_active and view.waiting_reason is not None else view.status
+
+
+def queue_name(queue: str, emulated: Collection[str]) -> str:
+    """Return a queue's name, and whether its GPUs are emulated."""
+    return f"{queue} (emulated)" if queue in emulated else queue

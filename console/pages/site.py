@@ -3,8 +3,9 @@
 import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Annotated
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Query, Request
 from fastapi.responses import RedirectResponse, Response
 from nicegui import app as nicegui_app
 from nicegui import ui
@@ -12,6 +13,7 @@ from starlette.staticfiles import StaticFiles
 
 from console.errors import ConsoleError, ForbiddenError, NotFoundError, TooManyError
 from console.login import COOKIE
+from console.pages.compare_page import ComparePage
 from console.pages.dataset_page import NEW, DatasetPage
 from console.pages.datasets_page import DatasetsPage
 from console.pages.elements import Tag
@@ -23,10 +25,11 @@ from console.pages.form.gallery import THUMBNAILS
 from console.pages.form.new_job import NewJob
 from console.pages.formatting import sentence
 from console.pages.job.job_page import JobPage
-from console.pages.jobs_list import JobsList
+from console.pages.jobs_list import JobsList, ListFilters
 from console.pages.layout import ASSETS, Frame, prefix_of, text_answer
 from console.pages.login_page import add_login_page
 from console.scopes import check_scope
+from console.services.comparison import MAX_JOBS
 from console.services.datasets import SavedDatasetView
 from console.services.services import Services
 from console.services.threads import in_thread
@@ -57,6 +60,7 @@ def add_pages(app: FastAPI, services: Services) -> None:
         return RedirectResponse(f"{prefix_of(request)}/jobs")
 
     _add_job_pages(services)
+    _add_compare_page(services)
     _add_form(services, drafts)
     _add_dataset_pages(services, drafts)
     _add_thumbnails(app, drafts)
@@ -77,10 +81,18 @@ def add_pages(app: FastAPI, services: Services) -> None:
 
 def _add_job_pages(services: Services) -> None:
     @ui.page("/jobs", response_timeout=_RESPONSE_TIMEOUT_S)
-    async def jobs(request: Request, search: str = "", status: str = "") -> Response | None:
+    async def jobs(
+        request: Request,
+        search: str = "",
+        status: str = "",
+        type: str = "",
+        days: str = "",
+        tenant: str = "",
+    ) -> Response | None:
         async def build(frame: Frame) -> None:
+            filters = ListFilters(search, status, type, days, tenant)
             with frame.page("Jobs", "/jobs"):
-                await JobsList(frame, services, search, status).build()
+                await JobsList(frame, services, filters).build()
 
         return await _with_frame(request, services, build, Scope.JOBS_READ)
 
@@ -92,8 +104,9 @@ def _add_job_pages(services: Services) -> None:
             except (ConsoleError, JobError) as error:
                 _show_not_found(frame, str(error))
                 return
-            with frame.page(view.name, "/jobs"):
-                JobPage(frame, services, view).build()
+            with frame.page(view.title or view.name, "/jobs"):
+                emulated = await services.fleet.emulated_queues()
+                JobPage(frame, services, view, emulated).build()
 
         return await _with_frame(request, services, build, Scope.JOBS_READ)
 
@@ -102,6 +115,28 @@ def _add_job_pages(services: Services) -> None:
         async def build(frame: Frame) -> None:
             with frame.page("Fleet", "/fleet"):
                 await FleetPage(frame, services).build()
+
+        return await _with_frame(request, services, build, Scope.JOBS_READ)
+
+
+def _add_compare_page(services: Services) -> None:
+    @ui.page("/compare", response_timeout=_RESPONSE_TIMEOUT_S)
+    async def compare(
+        request: Request,
+        job: Annotated[list[str], Query(max_length=2 * MAX_JOBS)] = [],  # noqa: B006 - FastAPI copies it
+    ) -> Response | None:
+        async def build(frame: Frame) -> None:
+            try:
+                comparison = await services.comparisons.compare(
+                    frame.allowed(Scope.JOBS_READ),
+                    job,
+                    with_samples=frame.caller.allows(Scope.FILES),
+                )
+            except (ConsoleError, JobError) as error:
+                _show_not_found(frame, str(error))
+                return
+            with frame.page("Compare jobs", "/jobs"):
+                await ComparePage(frame, services, comparison).build()
 
         return await _with_frame(request, services, build, Scope.JOBS_READ)
 

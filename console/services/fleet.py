@@ -84,6 +84,14 @@ class Fleet:
         )
 
     @in_thread
+    def emulated_queues(self) -> frozenset[str]:
+        """Return the queues whose jobs run on emulated GPUs only, as far as workers are live."""
+        workers = [it for it in self._client.live_workers().values() if it.memory_class is not None]
+        real = {queue for it in workers if not it.is_emulated for queue in it.queues}
+        emulated = {queue for it in workers if it.is_emulated for queue in it.queues}
+        return frozenset(emulated - real)
+
+    @in_thread
     def presets(self) -> tuple[PresetView, ...]:
         """Return all presets, with the best one of each type for this fleet recommended.
 

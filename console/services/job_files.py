@@ -1,10 +1,13 @@
 """Published files and validation images of jobs, opened only by the names in a job's record."""
 
+import io
 import json
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
+
+from PIL import Image
 
 from console.errors import NotFoundError
 from console.services.jobs import Jobs
@@ -16,6 +19,9 @@ from tasks.state.record import JobRecord
 from tasks.store import Store
 
 _CHUNK_BYTES = 2**20
+_THUMBNAIL_SIDE = 192
+# Far above a validation image: the trainer makes them of the training resolution.
+_MAX_IMAGE_BYTES, _MAX_PIXELS = 64 * 2**20, 64_000_000
 # validation-STEP-PROMPT-NUMBER.png; prompts and numbers count from 1.
 _IMAGE = re.compile(r"validation-\d+-(\d+)-\d+\.png", re.ASCII)
 
@@ -28,13 +34,14 @@ class OpenFile:
         name: Its name.
         size: Its length in bytes.
         sha256: Its digest, in hex.
+        key: Its key in the store.
     """
 
     name: str
     size: int
     sha256: str
     _store: Store
-    _key: str
+    key: str
 
     async def read(self, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
         """Yield the bytes from ``start`` up to ``end`` in chunks.
@@ -45,7 +52,7 @@ class OpenFile:
         end = self.size if end is None else min(end, self.size)
         while start < end:
             stop = min(start + _CHUNK_BYTES, end)
-            yield await in_thread(self._store.get_range)(self._key, start, stop)
+            yield await in_thread(self._store.get_range)(self.key, start, stop)
             start = stop
 
 
@@ -65,10 +72,13 @@ class JobFiles:
     @in_thread
     def published(self, caller: Caller, job_id: str) -> FilesView:
         """Return the files that a job has published."""
-        manifest = self._manifest(self._jobs.record(caller, job_id))
+        record = self._jobs.record(caller, job_id)
+        manifest, steps = self._manifest(record), _steps_of_files(record)
         return FilesView(
             files=tuple(
-                FileView(name=file.name, size=file.size, sha256=file.sha256)
+                FileView(
+                    name=file.name, size=file.size, sha256=file.sha256, step=steps.get(file.name)
+                )
                 for file in _files_in(manifest)
             ),
             manifest=manifest,
@@ -121,6 +131,21 @@ class JobFiles:
         images = [image for made in record.artifacts.validations for image in made.images]
         return self._open(record, name, images)
 
+    @in_thread
+    def thumbnail(self, caller: Caller, job_id: str, name: str) -> bytes:
+        """Return a small JPEG of a validation image.
+
+        Raises:
+            NotFoundError: The job has no validation image of this name, or it cannot be read.
+            StoreError: The store is unavailable.
+        """
+        record = self._jobs.record(caller, job_id)
+        images = [image for made in record.artifacts.validations for image in made.images]
+        opened = self._open(record, name, images)
+        if opened.size > _MAX_IMAGE_BYTES:
+            raise NotFoundError("the image is too large for a thumbnail")
+        return _thumbnail(self._store.get(opened.key))
+
     def _open(self, record: JobRecord, name: str, files: list[Artifact]) -> OpenFile:
         for file in files:
             if file.name == name:
@@ -133,6 +158,34 @@ class JobFiles:
             return None
         manifest: dict[str, Any] = json.loads(self._store.get(key))
         return manifest
+
+
+def _steps_of_files(record: JobRecord) -> dict[str, int]:
+    """Return the step of each published file of weights, by the file's name."""
+    name = record.job.name
+    return {
+        f"{stem}{file.name.removeprefix(name)}": saved.step
+        for stem, saved in record.artifacts.published_checkpoints(name).items()
+        for file in saved.files
+    }
+
+
+def _thumbnail(data: bytes) -> bytes:
+    """Return a small JPEG of an image.
+
+    Raises:
+        NotFoundError: It cannot be read.
+    """
+    small = io.BytesIO()
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            if image.width * image.height > _MAX_PIXELS:
+                raise ValueError("the image is too large")
+            image.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
+            image.convert("RGB").save(small, "JPEG", quality=82)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise NotFoundError("the image cannot be read") from error
+    return small.getvalue()
 
 
 def _files_in(manifest: dict[str, Any] | None) -> list[Artifact]:

@@ -214,6 +214,7 @@ class Jobs:
             stages=tuple(_stage_view(record, name) for name in STAGES),
             gpu_use=record.gpu_use,
             error=_error_view(record),
+            sample=_newest_sample(record),
             result=_result(record, caller),
         )
 
@@ -304,6 +305,13 @@ def _error_view(record: JobRecord) -> ErrorView | None:
         return None
     code = str(record.error_code or "")
     return ErrorView(code=code, stage=record.error_stage, message=record.error)
+
+
+def _newest_sample(record: JobRecord) -> str | None:
+    for made in reversed(record.artifacts.validations):
+        for image in made.images:
+            return image.name
+    return None
 
 
 def _result(record: JobRecord, caller: Caller) -> ResultView | None:

@@ -11,6 +11,7 @@ from redis import Redis, RedisError
 from console.errors import UnavailableError
 from console.login import Sessions
 from console.services.captioning import Captioning
+from console.services.comparison import Comparisons
 from console.services.dataset_checks import DatasetChecks
 from console.services.datasets import Datasets
 from console.services.demo import Demo
@@ -65,6 +66,7 @@ class Services:
     submissions: Submissions
     events: EventHub
     records: JobRecords
+    comparisons: Comparisons
     files: JobFiles
     links: FileLinks
     uploads: Uploads
@@ -168,6 +170,7 @@ def open_services(settings: Settings, broker_url: str) -> Services:
         jobs=jobs,
         submissions=submissions,
         events=EventHub(broker_url, jobs),
+        comparisons=Comparisons(client, jobs, files),
         records=JobRecords(client, shared, store, jobs),
         files=files,
         links=FileLinks(shared, api_keys, files, client.audit),

@@ -110,8 +110,7 @@ def _published_files(context: StageContext, prefix: str) -> list[Artifact]:
     Validation images go to a separate folder.
     """
     artifacts, name = context.record.artifacts, context.record.job.name
-    *earlier, last = artifacts.checkpoints
-    stems = {name: last} | {f"{name}-{_place(it)}": it for it in earlier if it.scheduled}
+    stems = artifacts.published_checkpoints(name)
     outputs = _Outputs(context, prefix)
     for stem, saved in stems.items():
         for file in saved.files:
@@ -126,11 +125,6 @@ def _published_files(context: StageContext, prefix: str) -> list[Artifact]:
         for image in validation.images:
             outputs.copy(f"validation/{image.name}", image)
     return list(outputs.files.values())
-
-
-def _place(saved: CheckpointSaved) -> str:
-    """Return what the names of a checkpoint's files end with, as sd-scripts spells it."""
-    return f"step{saved.step:08d}" if saved.epoch is None else f"{saved.epoch:06d}"
 
 
 class _Outputs:

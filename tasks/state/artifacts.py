@@ -55,6 +55,17 @@ class JobArtifacts(StrictModel):
     copies: tuple[PublishedCopy, ...] = ()
     """What became of each destination of the job so far."""
 
+    def published_checkpoints(self, name: str) -> dict[str, CheckpointSaved]:
+        """Return the checkpoints that are published, the last one first, each by its stem.
+
+        Args:
+            name: The job's name, which is the stem of the last one.
+        """
+        if not self.checkpoints:
+            return {}
+        *earlier, last = self.checkpoints
+        return {name: last} | {f"{name}-{_place(it)}": it for it in earlier if it.scheduled}
+
     def hash_fields(self) -> dict[str, str]:
         """Return the fields that this update sets, as fields of the job's hash."""
         values = self.model_dump(mode="json", include=self.model_fields_set)
@@ -81,6 +92,11 @@ class JobArtifacts(StrictModel):
             return self
         changes = {name: getattr(update, name) for name in update.model_fields_set}
         return self.model_copy(update=changes)
+
+
+def _place(saved: CheckpointSaved) -> str:
+    """Return what the names of a checkpoint's files end with, as sd-scripts spells it."""
+    return f"step{saved.step:08d}" if saved.epoch is None else f"{saved.epoch:06d}"
 
 
 NO_ARTIFACTS = JobArtifacts()

@@ -51,6 +51,7 @@ def log_in(client: httpx2.Client, console: Console, key: str) -> httpx2.Response
         ("GET", "/_nicegui/none", 404),
         ("GET", "/jobs", 307),
         ("GET", "/jobs/some-job", 307),
+        ("GET", "/compare", 307),
         ("HEAD", "/", 307),
         ("GET", "/_nicegui_ws/socket.io/?EIO=4&transport=polling", 401),
         ("POST", "/_nicegui/client/some-page/upload/7", 401),

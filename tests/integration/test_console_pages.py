@@ -150,7 +150,8 @@ def test_a_user_trains_a_lora_from_images(
     file = tmp_path / download.value.suggested_filename
     download.value.save_as(file)
     assert file.name == "my-shapes.safetensors"
-    expect(page.get_by_text(hashlib.sha256(file.read_bytes()).hexdigest())).to_be_visible()
+    digest = page.get_by_role("button", name="Copy SHA-256 of my-shapes.safetensors", exact=True)
+    expect(digest).to_have_attribute("title", hashlib.sha256(file.read_bytes()).hexdigest())
     assert (
         np.abs(generated_image(tiny_model, file) - generated_image(tiny_model, None)).max()
         > 1 / 255

@@ -1,28 +1,39 @@
-"""The page of a job: progress, loss, samples, results, log, and actions."""
+"""The page of a job: samples, progress, loss, results, events, and actions."""
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from urllib.parse import quote
 
 from nicegui import background_tasks, ui
 
 from console.errors import ConsoleError
-from console.pages.elements import Choice, Field, Tag, button, fact, memory_bar, panel
+from console.pages.elements import (
+    Choice,
+    Field,
+    Tag,
+    button,
+    memory_bar,
+    panel,
+)
 from console.pages.formatting import (
     OTHER_REMEDY,
     REMEDIES,
+    STAGE_NAMES,
     TYPE_NAMES,
-    ago,
-    count,
     sentence,
-    span,
+    size,
+    status_of,
 )
+from console.pages.job.about import AboutPart, left_s, minutes
+from console.pages.job.changes import DeleteDialog, EditDialog
 from console.pages.job.event_log import EventLog
-from console.pages.job.job_parts import FilesPart, LogPart, LossPart, SamplesPart, StagesPart
+from console.pages.job.job_parts import LogPart, LossPart, StagesPart
+from console.pages.job.results import CopiesPart, DeliveriesPart, FilesPart, file_link
+from console.pages.job.samples import SampleViewer, samples_of
 from console.pages.layout import Frame, dialog
 from console.services.services import Services
-from console.views import JobView
+from console.views import FilesView, JobView
 from routing.classes import MemoryClass
 from routing.queues import gpu_queue
 from tasks.access.api_keys import Caller, Scope
@@ -42,14 +53,20 @@ class JobPage:
         frame: Frame of the page.
         services: The services.
         view: The job as it is now.
+        emulated: Queues whose GPUs are emulated.
     """
 
-    def __init__(self, frame: Frame, services: Services, view: JobView) -> None:
+    def __init__(
+        self, frame: Frame, services: Services, view: JobView, emulated: frozenset[str]
+    ) -> None:
         self._frame, self._services, self._view = frame, services, view
+        self._emulated = emulated
         self._log = EventLog()
         self._refreshed_at, self._announced_tenth = 0.0, -1
-        self._has_shown_files = False
+        self._files_view: FilesView | None = None
+        self._shown_samples = -1
         self._may_change = frame.caller.allows(Scope.JOBS_WRITE)
+        self._tab_title = ""
 
     def build(self) -> None:
         """Build the page, and keep it up to date until the browser leaves it."""
@@ -58,14 +75,25 @@ class JobPage:
         self._error = Tag("section", classes="note note-error", aria_label="Why it failed")
         with Tag("div", classes="columns"):
             with Tag("div", classes="stack"):
+                self._samples_panel = panel("Samples", "The same prompts and noise at each step.")
+                with self._samples_panel:
+                    self._samples = SampleViewer([])
+                self._samples_panel.set_visibility(False)
                 with panel("Progress"):
                     self._stages = StagesPart()
                 with panel("Loss"):
                     self._loss = LossPart()
-                self._samples = SamplesPart(self._frame, view.id)
                 self._files = FilesPart(self._frame, self._services.links, view.id)
-                with panel("Log"):
-                    self._log_part = LogPart()
+                self._copies = CopiesPart()
+                self._deliveries = DeliveriesPart()
+                with (
+                    Tag("section", classes="panel", aria_label="Events"),
+                    Tag("details"),
+                ):
+                    with Tag("summary"):
+                        Tag("h2", "Events")
+                    with Tag("div", classes="code-box"):
+                        self._log_part = LogPart()
             with Tag("aside", classes="aside stack", aria_label="About this job"):
                 self._build_about(view)
         self._show(view)
@@ -77,16 +105,23 @@ class JobPage:
         with Tag("div", classes="page-head"):
             with Tag("div", classes="page-head-title"):
                 with Tag("h1"):
-                    Tag("span", view.name)
+                    self._title = Tag("span", classes="break")
                     self._status = Tag("span", "", "status")
                 Tag("p", f"{TYPE_NAMES[view.type]} · {view.id}", "muted small break")
             with Tag("div", classes="actions"):
+                self._download = Tag("a", "Download", "btn btn-primary")
+                self._download.set_visibility(False)
                 self._pause_button = button("Pause").on("click", self._pause)
                 self._resume_button = button("Resume", "primary").on("click", self._resume)
                 self._cancel_button = button("Cancel", "danger")
                 if self._may_change:
                     again = self._frame.link(f"/new?again={quote(view.id)}")
                     Tag("a", "Run again with changes", "btn", href=again)
+                compare = self._frame.link(f"/compare?job={quote(view.id)}")
+                Tag("a", "Compare", "btn", href=compare)
+                edit, delete = button("Rename"), button("Delete", "danger")
+                edit.set_visibility(self._may_change)
+                self._delete_button = delete
         question = dialog(
             "Cancel this job?",
             "You can publish the result so far, or discard it.",
@@ -96,20 +131,13 @@ class JobPage:
             },
         )
         self._cancel_button.on("click", question.open)
+        edit_dialog = EditDialog(self._frame, self._services, self._show_changed)
+        edit.on("click", lambda: edit_dialog.open(self._view))
+        deletion = DeleteDialog(self._frame, self._services, self._leave)
+        delete.on("click", lambda: deletion.open([self._view]))
 
     def _build_about(self, view: JobView) -> None:
-        with panel("About"), Tag("dl", classes="facts"):
-            fact("Preset", view.preset or "none")
-            fact("Tenant", view.tenant)
-            self._priority = fact("Priority")
-            fact("Queue", view.queue)
-            fact("Submitted", f"{view.created_at:%Y-%m-%d %H:%M} UTC")
-            if view.labels:
-                labels = (f"{name}={value}" for name, value in view.labels.items())
-                fact("Labels", ", ".join(labels))
-            self._start = fact("Start")
-            self._end = fact("End")
-            self._gpu_time = fact("GPU time")
+        self._about = AboutPart(view, self._emulated)
         self._build_priority(view)
         classes = {gpu_queue(memory_class): memory_class.floor_gib for memory_class in MemoryClass}
         estimate = f"about {view.needed_gib:.1f} GiB"
@@ -160,31 +188,34 @@ class JobPage:
             )
         except (ConsoleError, JobError):
             return  # the next refresh retries
-        if view.stage != self._view.stage or view.status != self._view.status:
-            self._frame.announce(f"{view.status}, {view.stage}")
+        if view.stage != self._view.stage or status_of(view) != status_of(self._view):
+            self._frame.announce(f"{status_of(view)}, {STAGE_NAMES.get(view.stage, view.stage)}")
         self._view = view
         self._show(view)
         await self._show_results(view)
 
     def _show(self, view: JobView) -> None:
         status = JobStatus(view.status)
-        self._status.update_text(view.status)
-        self._status.set_classes(f"status status-{view.status}")
+        self._title.update_text(view.title or view.name)
+        shown = status_of(view)
+        self._status.update_text(shown)
+        self._status.set_classes(f"status status-{shown}")
         may = self._may_change
         is_active = status in (JobStatus.QUEUED, JobStatus.RUNNING)
         self._pause_button.set_visibility(may and is_active)
         self._resume_button.set_visibility(may and status in (JobStatus.PAUSED, JobStatus.PAUSING))
         is_ending = status.ended or status == JobStatus.CANCELLING
         self._cancel_button.set_visibility(may and not is_ending)
+        self._delete_button.set_visibility(may and status.ended)
         self._order.set_visibility(self._may_change and view.position is not None)
-        front = ", moved to the front" if view.moved_to_front_at else ""
-        self._priority.update_text(f"{view.priority}{front}")
-        self._start.update_text(_start(view))
-        self._gpu_time.update_text(_gpu_time(view))
         self._show_error(view)
-        self._end.update_text(_end(view))
+        self._about.show(view, self._log.progress)
         self._stages.show(view, self._log)
-        self._loss.show(self._log.curve, has_ended=status.ended)
+        self._loss.show(self._log, has_ended=status.ended)
+        self._copies.show(
+            (view.result.model_extra or {}).get("copies") or () if view.result else ()
+        )
+        self._show_tab_title(view)
         self._log_part.show(self._log.lines)
         self._announce_progress()
 
@@ -200,17 +231,59 @@ class JobPage:
 
     async def _show_results(self, view: JobView) -> None:
         caller = self._frame.caller
-        if not caller.allows(Scope.FILES):
-            return
         try:
-            if self._log.validations != self._samples.shown_validations:
-                self._samples.show(await self._services.files.samples(caller, view.id), self._log)
-            if JobStatus(view.status).ended and not self._has_shown_files:
-                files = await self._services.files.published(caller, view.id)
-                self._files.show(files)
-                self._has_shown_files = True
+            if caller.allows(Scope.WEBHOOKS):
+                sent = await self._services.webhooks.deliveries(caller, view.id)
+                self._deliveries.show(sent.deliveries)
+            if caller.allows(Scope.FILES):
+                await self._show_files(caller, view)
         except (ConsoleError, JobError):
             self._log.changed = True  # the store is unavailable; the next update retries
+
+    async def _show_files(self, caller: Caller, view: JobView) -> None:
+        has_new_files = JobStatus(view.status).ended and self._files_view is None
+        if has_new_files:
+            files = await self._services.files.published(caller, view.id)
+            self._files.show(files)
+            self._files_view = files
+            self._download.set_visibility(bool(files.files))
+            if files.files:
+                first = files.files[0]
+                self._download.update_text(f"Download the result ({size(first.size)})")
+                self._download.set_attribute("href", file_link(self._frame, view.id, first))
+                self._download.set_attribute("download", first.name)
+        if has_new_files or self._log.validations != self._shown_samples:
+            self._shown_samples = self._log.validations
+            samples = await self._services.files.samples(caller, view.id)
+            self._samples_panel.set_visibility(bool(samples))
+            self._samples.show(
+                [samples_of(self._frame, view.id, view.name, samples, self._files_view)]
+            )
+
+    def _show_changed(self, view: JobView) -> None:
+        self._view = view
+        self._show(view)
+        self._frame.announce("Saved")
+
+    async def _leave(self) -> None:
+        ui.navigate.to(self._frame.link("/jobs"))
+
+    def _show_tab_title(self, view: JobView) -> None:
+        """Show in the browser's tab how far the job is."""
+        parts = [view.title or view.name, "training-worker"]
+        progress = self._log.progress
+        if JobStatus(view.status).ended:
+            parts.insert(0, view.status)
+        elif view.waiting_reason is not None:
+            parts.insert(0, "waiting")
+        elif progress is not None and progress.total > 0 and progress.stage == view.stage:
+            left = left_s(view, progress)
+            done = f"{100 * progress.done // progress.total} %"
+            parts.insert(0, done if left is None else f"{done}, {minutes(left)} left")
+        title = " · ".join(parts)
+        if title != self._tab_title:
+            self._tab_title = title
+            ui.run_javascript(f"document.title = {json.dumps(title)}")
 
     def _announce_progress(self) -> None:
         """Announce every tenth of the progress to screen readers, not every step."""
@@ -253,35 +326,3 @@ class JobPage:
             ui.notify(str(error), type="warning", multi_line=True)
         self._log.changed = True
         self._show(self._view)
-
-
-def _start(view: JobView) -> str:
-    """Return where a waiting job stands, and when it is expected to start."""
-    if view.waiting_reason is None:
-        return "started" if view.stages[0].started_at else ""
-    parts = []
-    if view.jobs_before is not None:
-        parts.append(f"{count(view.jobs_before, 'job')} before it")
-    if view.estimated_start_at is not None:
-        left_s = (view.estimated_start_at - datetime.now(UTC)).total_seconds()
-        parts.append(f"in about {span(max(left_s, 1.0))}")
-    elif view.estimated_start_unknown is not None:
-        parts.append(f"time unknown: {view.estimated_start_unknown}")
-    return ", ".join(parts) or view.waiting_reason
-
-
-def _gpu_time(view: JobView) -> str:
-    use = view.gpu_use
-    seconds = ", ".join(f"{span(s)} of {name}" for name, s in use.seconds.items())
-    if use.cost is None or not seconds:
-        return seconds or "none yet"
-    return f"{seconds}; {use.cost:.2f} {use.currency or ''}".rstrip()
-
-
-def _end(view: JobView) -> str:
-    if JobStatus(view.status).ended:
-        return ago(view.updated_at)
-    if view.estimated_end_at is None:
-        return "unknown"
-    left_s = (view.estimated_end_at - datetime.now(UTC)).total_seconds()
-    return f"in about {span(max(left_s, 0.0))}" if left_s > 1 else "now"

@@ -1,27 +1,18 @@
-"""The parts of a job's page: stages, loss, samples, files, log."""
+"""The parts of a job's page that follow its run: stages, loss and log."""
 
-import json
-from urllib.parse import quote
+from datetime import UTC, datetime
+from typing import Any
 
 from nicegui import ui
 
-from console.errors import ConsoleError
-from console.pages.elements import Tag, button, panel
-from console.pages.formatting import STAGE_NAMES, count, size, span
+from console.pages.elements import Field, LocalTime, Tag
+from console.pages.formatting import STAGE_NAMES, size, span
 from console.pages.job.event_log import EventLog, Line
-from console.pages.job.loss import LossCurve, chart_options
-from console.pages.layout import Frame
-from console.security_headers import API
-from console.services.file_links import MAX_LIFE_S, FileLinks
-from console.views import FilesView, FileView, JobView, SampleView, StageView
-from tasks.access.api_keys import Scope
-from tasks.errors import JobError
+from console.pages.job.loss import loss_chart, rate_chart
+from console.views import JobView, StageView
 from tasks.state.record import JobStatus
 
-# Samples on the page; the latest ones matter most.
-_MAX_SAMPLES = 48
 _NO_VALUE = "-"
-_SAMPLE_PREFIX = "validation/"
 
 
 class StagesPart:
@@ -33,27 +24,35 @@ class StagesPart:
                 self._rows = [self._row(name) for name in STAGE_NAMES]
             with Tag("div", classes="stack-small") as self._progress:
                 self._bar = Tag("progress", aria_label="Progress of this stage")
-                with Tag("div", classes="figures"):
+                with Tag("div", classes="figures") as self._figures:
                     self._done = _figure("Done")
                     self._speed = _figure("Speed")
-                    self._left = _figure("Left")
+                    self._left = _figure("Left in this stage")
                     self._loss = _figure("Loss")
             self._waiting_reason = Tag("p", "", "note small")
 
     def show(self, view: JobView, log: EventLog) -> None:
         """Show the job's stages and progress."""
         for row, stage in zip(self._rows, view.stages, strict=True):
-            box, duration, details = row
+            box, duration, elapsed, details = row
             state, text = _stage_state(view, stage)
             box.set_classes(f"stage stage-{state}")
             duration.update_text(text)
             details.update_text(stage.summary or (stage.worker or "" if state == "running" else ""))
-        progress = log.progress
-        is_visible = progress is not None and not JobStatus(view.status).ended
-        self._progress.set_visibility(is_visible)
+            elapsed.set_visibility(state == "running")
+            if state == "running" and stage.started_at is not None:
+                elapsed.show(stage.started_at)
+        is_running = any(_stage_state(view, stage)[0] == "running" for stage in view.stages)
+        progress = log.progress if is_running else None
+        if progress is not None and progress.stage != view.stage:
+            progress = None
+        # A stage that has not reported yet moves, too: a model is being loaded.
+        self._progress.set_visibility(is_running)
+        self._figures.set_visibility(progress is not None)
         self._waiting_reason.set_visibility(bool(view.waiting_reason))
         self._waiting_reason.update_text(view.waiting_reason or "")
-        if progress is None or not is_visible:
+        if progress is None:
+            self._bar.set_attribute("value", None)
             return
         self._bar.set_attribute("max", max(progress.total, 1))
         self._bar.set_attribute("value", min(progress.done, max(progress.total, 1)))
@@ -67,149 +66,86 @@ class StagesPart:
         self._left.update_text(_NO_VALUE if left_s is None else span(max(left_s, 0.0)))
         self._loss.update_text(_NO_VALUE if progress.loss is None else f"{progress.loss:.4f}")
 
-    def _row(self, name: str) -> tuple[Tag, Tag, Tag]:
+    def _row(self, name: str) -> tuple[Tag, Tag, LocalTime, Tag]:
         with Tag("li", classes="stage") as box:
             with Tag("div", classes="stage-name"):
                 Tag("span", STAGE_NAMES[name])
-                duration = Tag("span", "", "muted small")
+                with Tag("span", classes="muted small"):
+                    duration = Tag("span")
+                    elapsed = LocalTime(datetime.now(UTC), "elapsed")
+            elapsed.set_visibility(False)
             details = Tag("span", "", "muted small break")
-        return box, duration, details
+        return box, duration, elapsed, details
 
 
-class LossPart:
-    """The loss curve, as a chart and in words."""
+class Chart:
+    """A chart that appears with its first values.
 
-    def __init__(self) -> None:
-        self._summary = Tag("p", "The curve appears with the first training step.", "muted small")
+    Args:
+        name: What it shows, for its label.
+        is_low: Whether it is less high than others.
+    """
+
+    def __init__(self, name: str, *, is_low: bool = False) -> None:
+        self._name, self._classes = name, "chart chart-low" if is_low else "chart"
         self._box = Tag("div")
         self._chart: ui.echart | None = None
         self._shown: object = None
 
-    def show(self, curve: LossCurve, *, has_ended: bool) -> None:
-        """Show the curve."""
-        if curve.last is None and has_ended:
-            self._summary.update_text("There is no loss curve: no training step was recorded.")
-        if curve.last is None or curve.last == self._shown:
+    def show(self, options: dict[str, Any], summary: str, version: object) -> None:
+        """Show the chart; nothing is sent if the version is the same."""
+        if version == self._shown:
             return
-        self._shown = curve.last
-        step, loss = curve.last
-        self._summary.update_text(f"{loss:.4f} at step {step:,}; the bold line is the trend.")
-        options = chart_options(curve)
+        self._shown = version
         if self._chart is None:
             with self._box:
-                self._chart = ui.echart(options, renderer="svg").classes("chart")
+                self._chart = ui.echart(options, renderer="svg").classes(self._classes)
             self._chart.props["role"] = "img"
         else:
+            self._chart.options.clear()
             self._chart.options.update(options)
-        self._chart.props["aria-label"] = f"Loss over steps, {loss:.4f} at step {step}"
+        self._chart.props["aria-label"] = f"{self._name} over steps, {summary}"
         self._chart.update()
 
 
-class SamplesPart:
-    """Validation images, which show how the training develops."""
+class LossPart:
+    """The loss curve and the learning rate, as charts and in words."""
 
-    def __init__(self, frame: Frame, job_id: str) -> None:
-        self._frame, self._job_id = frame, job_id
-        self.shown_validations = 0
-        self._panel = panel("Samples", "The same prompts and noise at each step.")
-        with self._panel:
-            self._box = Tag("div", classes="samples")
-        self._panel.set_visibility(False)
+    def __init__(self) -> None:
+        with Tag("div", classes="chart-head"):
+            self._summary = Tag(
+                "p", "The curve appears with the first training step.", "muted small"
+            )
+            self._switch = Field("Logarithmic", "switch", False, self._set_log)
+        self._switch.set_visibility(False)
+        self._loss = Chart("Loss")
+        self._rate_heading = Tag("h3", "Learning rate", "chart-title")
+        self._rate_heading.set_visibility(False)
+        self._rate = Chart("Learning rate", is_low=True)
+        self._log: EventLog | None = None
+        self._is_log = False
 
-    def show(self, samples: tuple[SampleView, ...], log: EventLog) -> None:
-        """Show the samples, newest first."""
-        self.shown_validations = log.validations
-        newest = sorted(samples, key=lambda it: -it.step)[:_MAX_SAMPLES]
-        self._panel.set_visibility(bool(newest))
-        self._box.clear()
-        with self._box:
-            for sample in newest:
-                self._show_sample(sample)
-
-    def _show_sample(self, sample: SampleView) -> None:
-        path = f"{API}/jobs/{quote(self._job_id)}/samples/{quote(sample.name)}"
-        prompt = sample.prompt or "a validation prompt"
-        with Tag("figure", classes="sample"):
-            with Tag("a", href=self._frame.link(path), target="_blank"):
-                Tag(
-                    "img", src=self._frame.link(path), loading="lazy",
-                    alt=f"{prompt}, at step {sample.step}",
-                )  # fmt: skip
-            with Tag("figcaption"):
-                Tag("div", f"Step {sample.step:,}", "strong")
-                Tag("div", prompt, "muted break")
-
-
-class FilesPart:
-    """Published files."""
-
-    def __init__(self, frame: Frame, links: FileLinks, job_id: str) -> None:
-        self._frame, self._links, self._job_id = frame, links, job_id
-        self._panel = panel("Results", "The first file has the trained weights.")
-        with self._panel:
-            self._box = Tag("div")
-        self._panel.set_visibility(False)
-
-    def show(self, view: FilesView) -> None:
-        """Show the files; the samples, which are many, in a disclosure."""
-        self._panel.set_visibility(bool(view.files))
-        samples = [file for file in view.files if file.name.startswith(_SAMPLE_PREFIX)]
-        others = [file for file in view.files if not file.name.startswith(_SAMPLE_PREFIX)]
-        self._box.clear()
-        with self._box:
-            self._show_table(others, "Published files")
-            if samples:
-                with Tag("details", classes="more-files"):
-                    with Tag("summary"):
-                        Tag("h3", f"{count(len(samples), 'sample')}")
-                    self._show_table(samples, "Published samples")
-
-    def _show_table(self, files: list[FileView], caption: str) -> None:
-        with Tag("div", classes="table-box"), Tag("table", classes="table table-rows"):
-            Tag("caption", caption, "sr-only")
-            with Tag("thead"), Tag("tr"):
-                for heading, classes in (
-                    ("File", ""),
-                    ("Size", "right"),
-                    ("SHA-256", ""),
-                    ("", ""),
-                ):
-                    Tag("th", heading, classes, scope="col")
-            with Tag("tbody"):
-                for number, file in enumerate(files):
-                    self._show_file(file, is_first=number == 0)
-
-    def _show_file(self, file: FileView, *, is_first: bool) -> None:
-        path = f"{API}/jobs/{quote(self._job_id)}/files/{quote(file.name)}"
-        with Tag("tr"):
-            Tag("td", file.name, "break")
-            Tag("td", size(file.size), "right nowrap")
-            Tag("td", file.sha256, "mono mono-small muted wide break")
-            with Tag("td", classes="right act"):
-                Tag(
-                    "a", "Download", "btn btn-small" + (" btn-primary" if is_first else ""),
-                    href=self._frame.link(path), download=file.name,
-                    aria_label=f"Download {file.name}",
-                )  # fmt: skip
-                copy = button("Copy link", "small", aria_label=f"Copy link to {file.name}")
-                copy.on("click", lambda: self._copy_link(file.name))
-
-    async def _copy_link(self, name: str) -> None:
-        """Copy a link that downloads a file without a key, for an hour."""
-        try:
-            caller = self._frame.allowed(Scope.FILES)
-            link = await self._links.create(caller, self._job_id, name, MAX_LIFE_S)
-        except (ConsoleError, JobError) as error:
-            ui.notify(str(error), type="warning")
+    def show(self, log: EventLog, *, has_ended: bool) -> None:
+        """Show the curves."""
+        self._log = log
+        if log.curve.last is None:
+            if has_ended:
+                self._summary.update_text("There is no loss curve: no training step was recorded.")
             return
-        path = json.dumps(self._frame.link(f"{API}{link.path}"))
-        # Browsers have no clipboard for pages without HTTPS, but on this machine.
-        ui.run_javascript(
-            f"const link = location.origin + {path};"
-            "(navigator.clipboard ? navigator.clipboard.writeText(link) : Promise.reject())"
-            ".catch(() => prompt('Copy this link:', link))"
-        )
-        ui.notify("Anyone with this link can download the file for an hour.")
+        step, loss = log.curve.last
+        self._switch.set_visibility(True)
+        self._summary.update_text(f"{loss:.4f} at step {step:,}; the bold line is the trend.")
+        chart = loss_chart(log.curve, is_log=self._is_log)
+        self._loss.show(chart, f"{loss:.4f} at step {step}", (log.curve.last, self._is_log))
+        if log.rates.last is not None:
+            self._rate_heading.set_visibility(True)
+            _, rate = log.rates.last
+            self._rate.show(rate_chart(log.rates), f"{rate:.3g} at step {step}", log.rates.last)
+
+    def _set_log(self, is_log: bool) -> None:
+        self._is_log = is_log
+        if self._log is not None:
+            self.show(self._log, has_ended=False)
 
 
 class LogPart:
@@ -228,7 +164,7 @@ class LogPart:
                 row = Tag("li", classes="log-warning" if line.is_warning else "")
             row.move(target_index=0)
             with row:
-                Tag("time", f"{line.at:%H:%M:%S}", datetime=line.at.isoformat())
+                LocalTime(line.at, "clock")
                 Tag("span", line.text)
             self._rows.append(row)
             self._last = line
@@ -256,5 +192,5 @@ def _stage_state(view: JobView, stage: StageView) -> tuple[str, str]:
         return "failed", "failed"
     if view.stage == stage.name and not JobStatus(view.status).ended:
         is_running = view.waiting_reason is None
-        return ("running", "running") if is_running else ("waiting", "waiting")
+        return ("running", "running for ") if is_running else ("waiting", "waiting")
     return "waiting", ""

@@ -65,8 +65,51 @@ def _rounded(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def chart_options(curve: LossCurve) -> dict[str, Any]:
-    """Return the chart's options. Its colors are the page's, to follow the light and dark theme."""
+# In the order of the jobs of a comparison; the pattern tells them apart without color.
+_COLORS = ("var(--accent)", "var(--part-5)", "var(--part-3)", "var(--part-6)")
+_PATTERNS = ("solid", "dashed", "dotted", [8, 3, 2, 3])
+_LINE = {"type": "line", "showSymbol": False, "animation": False, "silent": True}
+
+
+def loss_chart(curve: LossCurve, *, is_log: bool = False) -> dict[str, Any]:
+    """Return a chart of the loss of a job, with its trend."""
+    thin = {"width": 1, "color": "var(--part-2)", "opacity": 0.55}
+    thick = {"width": 2, "color": "var(--accent)"}
+    series = [
+        {**_LINE, "name": "loss", "data": curve.points(), "color": "var(--part-2)",
+         "lineStyle": thin},
+        {**_LINE, "name": "trend", "data": curve.trend(), "color": "var(--accent)",
+         "lineStyle": thick},
+    ]  # fmt: skip
+    return _chart(series, curve.points(), is_log=is_log)
+
+
+def rate_chart(curve: LossCurve) -> dict[str, Any]:
+    """Return a chart of the learning rate of a job."""
+    style = {"width": 2, "color": "var(--part-3)"}
+    line = {**_LINE, "name": "learning rate", "data": curve.points(), "color": "var(--part-3)"}
+    return _chart([{**line, "lineStyle": style}], curve.points())
+
+
+def comparison_chart(curves: dict[str, LossCurve], *, is_log: bool = False) -> dict[str, Any]:
+    """Return a chart of the trends of several jobs, by what the jobs are called."""
+    series = []
+    for number, (name, curve) in enumerate(curves.items()):
+        color = _COLORS[number % len(_COLORS)]
+        style = {"width": 2, "color": color, "type": _PATTERNS[number % len(_PATTERNS)]}
+        series.append(
+            {**_LINE, "name": name, "data": curve.trend(), "color": color, "lineStyle": style}
+        )
+    longest = max((curve.points() for curve in curves.values()), key=len, default=[])
+    legend = {"bottom": 0, "textStyle": {"color": "var(--ink)", "fontSize": 13}}
+    options = _chart(series, longest, is_log=is_log)
+    return {**options, "legend": legend, "grid": {**options["grid"], "bottom": 36}}
+
+
+def _chart(
+    series: list[dict[str, Any]], points: list[list[float]], *, is_log: bool = False
+) -> dict[str, Any]:
+    """Return a chart's options. Its colors are the page's, to follow the light and dark theme."""
     axis = {
         "axisLine": {"lineStyle": {"color": "var(--line)"}},
         "axisTick": {"show": False},
@@ -78,25 +121,21 @@ def chart_options(curve: LossCurve) -> dict[str, Any]:
         },
         "splitLine": {"lineStyle": {"color": "var(--line)"}},
     }
-    points = curve.points()
     # Without the first points, the axis starts at the first known step.
     x_min = 0 if not points or points[0][0] <= points[-1][0] / 10 else "dataMin"
-    line = {"type": "line", "showSymbol": False, "animation": False, "silent": True}
+    scale = {"type": "log", "logBase": 10} if is_log else {"type": "value"}
+    if is_log:
+        # What is not positive has no place on the axis.
+        series = [{**it, "data": [at for at in it["data"] if at[1] > 0]} for it in series]
     return {
         "animation": False,
         "grid": {"left": 8, "right": 16, "top": 16, "bottom": 4, "containLabel": True},
         "xAxis": {**axis, "type": "value", "min": x_min, "max": "dataMax",
                   "splitLine": {"show": False}},
-        "yAxis": {**axis, "type": "value", "scale": True, "splitNumber": 4,
-                  "axisLine": {"show": False}},
+        "yAxis": {**axis, **scale, "scale": True, "splitNumber": 4, "axisLine": {"show": False}},
         "tooltip": {
             "trigger": "axis", "confine": True, "backgroundColor": "var(--surface)",
             "borderColor": "var(--line)", "textStyle": {"color": "var(--ink)", "fontSize": 13},
         },
-        "series": [
-            {**line, "name": "loss", "data": points, "color": "var(--part-2)",
-             "lineStyle": {"width": 1, "color": "var(--part-2)", "opacity": 0.55}},
-            {**line, "name": "trend", "data": curve.trend(), "color": "var(--accent)",
-             "lineStyle": {"width": 2, "color": "var(--accent)"}},
-        ],
+        "series": series,
     }  # fmt: skip

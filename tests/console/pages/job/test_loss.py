@@ -1,7 +1,7 @@
 import json
 import math
 
-from console.pages.job.loss import MAX_POINTS, LossCurve, chart_options
+from console.pages.job.loss import MAX_POINTS, LossCurve, comparison_chart, loss_chart, rate_chart
 
 
 def test_many_steps_become_a_few_hundred_points() -> None:
@@ -12,7 +12,7 @@ def test_many_steps_become_a_few_hundred_points() -> None:
     assert MAX_POINTS // 2 <= len(points) <= MAX_POINTS
     assert points[-1][0] == 300_000
     assert [it[0] for it in points] == sorted({it[0] for it in points})
-    assert len(json.dumps(chart_options(curve))) < 40_000
+    assert len(json.dumps(loss_chart(curve))) < 40_000
 
 
 def test_a_point_is_the_mean_of_its_steps() -> None:
@@ -51,3 +51,24 @@ def test_the_trend_of_a_line_is_the_line() -> None:
         curve.add(step, 100.0 - step / 4)
     middle = slice(20, -20)
     assert curve.trend()[middle] == curve.points()[middle]
+
+
+def test_a_logarithmic_axis_leaves_out_what_is_not_positive() -> None:
+    curve = LossCurve()
+    for step, loss in enumerate((1.0, 0.0, 0.1), start=1):
+        curve.add(step, loss)
+    chart = loss_chart(curve, is_log=True)
+    assert chart["yAxis"]["type"] == "log"
+    assert chart["series"][0]["data"] == [[1, 1.0], [3, 0.1]]
+    assert loss_chart(curve)["series"][0]["data"] == [[1, 1.0], [2, 0.0], [3, 0.1]]
+
+
+def test_compared_jobs_differ_by_color_and_pattern() -> None:
+    curves = {name: LossCurve() for name in "abcd"}
+    for curve in curves.values():
+        curve.add(1, 1.0)
+    series = comparison_chart(curves)["series"]
+    assert [line["name"] for line in series] == list("abcd")
+    assert len({str(line["lineStyle"]["type"]) for line in series}) == 4
+    assert len({line["color"] for line in series}) == 4
+    assert rate_chart(curves["a"])["series"][0]["data"] == [[1, 1.0]]
