@@ -351,8 +351,8 @@ class _Row:
 
 def _status_details(job: JobView) -> str:
     if JobStatus(job.status).ended:
-        is_told = job.error is None or job.error.code == job.status
-        return "" if is_told or job.error is None else job.error.code.replace("_", " ")
+        has_reason = job.error is not None and job.error.code != job.status
+        return job.error.code.replace("_", " ") if job.error and has_reason else ""
     stage = STAGE_NAMES.get(job.stage, job.stage)
     progress = job.progress
     if job.waiting_reason:

@@ -16,7 +16,7 @@ from tasks.state.record import JobRecord
 from tasks.urls import redact_urls
 
 MAX_JOBS = 4
-"""The most jobs that are compared: more curves cannot be told apart."""
+"""The most jobs that are compared: more curves cannot be read."""
 _MAX_VALUE = 300
 
 

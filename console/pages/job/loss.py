@@ -65,7 +65,7 @@ def _rounded(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-# In the order of the jobs of a comparison; the pattern tells them apart without color.
+# In the order of the jobs of a comparison; the pattern is for readers who see no colors.
 _COLORS = ("var(--accent)", "var(--part-5)", "var(--part-3)", "var(--part-6)")
 _PATTERNS = ("solid", "dashed", "dotted", [8, 3, 2, 3])
 _LINE = {"type": "line", "showSymbol": False, "animation": False, "silent": True}

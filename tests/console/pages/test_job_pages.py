@@ -23,6 +23,7 @@ from tests.integration.browsers import (
     nameless,
     outline,
     tab_to,
+    violations,
     visit,
 )
 
@@ -309,6 +310,7 @@ def test_the_pages_suit_phones_and_screen_readers(
             page.locator(settled).first.wait_for()
             assert not is_wider_than_its_screen(page), path
             assert nameless(page) == [], path
+            assert violations(page) == [], path
             levels, _ = outline(page)
             assert levels.count(1) == 1, path
             assert all(b - a <= 1 for a, b in pairwise(levels)), path
