@@ -32,6 +32,7 @@ from tasks.data.uploads import NoUploadError, StoredUploads
 from tasks.errors import DatasetError, JobError, Problem
 from tasks.escaping import safe_message
 from tasks.events import CaptionWritten, Event
+from tasks.extras import require
 from tasks.metrics import CAPTION_RUNS
 from tasks.stages.outcomes import Discarded, Requeued, RetriedAfterDelay
 from tasks.stages.trainer_protocol import CaptionImage, CaptionRequest
@@ -166,6 +167,8 @@ class _Start:
             LockError: Another worker has the run.
             JobError: It failed.
         """
+        # A CPU worker need not have the libraries.
+        require("torch")
         request, device = self.run.request, self.worker.device
         routed = class_of(request.queue)
         if routed is not None:

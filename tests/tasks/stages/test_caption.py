@@ -1,5 +1,7 @@
 import io
 import os
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +13,7 @@ import pytest
 from PIL import Image
 from redis import Redis
 
-from tasks import events
+from tasks import events, extras
 from tasks.cache.index import PackIndex
 from tasks.captions.requests import CaptionModel, CaptionRequestDocument
 from tasks.captions.runs import MAX_ATTEMPTS, CaptionRun, CaptionRuns
@@ -162,10 +164,9 @@ def never() -> bool:
 def test_a_real_trainer_writes_the_captions_of_an_upload(
     tmp_path: Path, runs: CaptionRuns, make_worker: Callable[..., WorkerContext]
 ) -> None:
-    # Imported here: the model libraries take seconds, and no other test needs them.
-    from tests.worker.trainer.caption_models import build_florence2
-
-    model = build_florence2(tmp_path / "model")
+    model = tmp_path / "model"
+    command = [sys.executable, "-P", "-m", "tests.worker.trainer.caption_models", str(model)]
+    subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parents[3])
     run = upload_and_ask(tmp_path, runs, str(model))
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     pool = TrainerPool(env, restarts=0, limits=Limits(), max_requests=2)
@@ -299,6 +300,19 @@ def test_run_whose_workers_are_lost_fails(
     assert isinstance(write_captions(run.id, make_worker(trainer), never), Discarded)
     assert trainer.requests == []
     assert "were lost" in str(current(runs, run).error)
+
+
+def test_worker_without_the_libraries_fails_the_run_with_the_remedy(
+    runs: CaptionRuns,
+    run: CaptionRun,
+    make_worker: Callable[..., WorkerContext],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(extras, "find_spec", lambda _: None)
+    trainer = Captioner()
+    write_captions(run.id, make_worker(trainer), never)
+    assert trainer.requests == []
+    assert "pip install 'training-worker[train]'" in str(current(runs, run).error)
 
 
 def test_upload_that_is_gone_fails_the_run(
