@@ -2,6 +2,7 @@ import os
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import httpx2
 import pytest
 
 from console.services import processes as checks
+from routing.classes import MemoryClass
 from tasks.eta.history import RunHistoryStore, WorkDone
 from tasks.stages.submit import submit
 from tasks.state.record import StageRecord
+from tasks.state.workers import WorkerHeartbeat, WorkerInfo
 from tests.console.conftest import Console, image, job, upload, zipped
 
 
@@ -82,6 +85,32 @@ def test_a_preview_has_memory_class_and_waiting_reason(acme: httpx2.Client) -> N
     price = {"amount": None, "min_amount": 0.0, "per_hour": 1.8, "gpu_hours": None}
     price["currency"] = None
     assert found["price"] == price
+
+
+def test_a_preview_marks_published_times_and_the_size_of_the_file(acme: httpx2.Client) -> None:
+    found = preview(acme, job(), check_dataset=False)
+    assert found["route"]["emulated"] is False
+    train = found["estimate"]["stages"][2]
+    assert train["basis"] == "published"
+    assert "A40" in train["reference"]
+    # A published time makes no price.
+    assert found["price"]["min_amount"] == 0
+    assert found["file_bytes"] == pytest.approx(65e6, rel=0.05)
+    double = preview(acme, job(training={"lora_rank_dim": 8}), check_dataset=False)
+    assert double["file_bytes"] == pytest.approx(2 * found["file_bytes"], rel=0.01)
+
+
+def test_emulated_gpus_are_named_so(console: Console, acme: httpx2.Client) -> None:
+    info = WorkerInfo(queues=("gpu.40gb",), memory_class=MemoryClass.GB40)
+    WorkerHeartbeat(console.redis, "gpu", info, timedelta(minutes=5)).renew()
+    found = preview(acme, job(), check_dataset=False)
+    assert found["route"]["emulated"] is True
+    assert found["estimate"]["stages"][2]["seconds"] is None
+    [worker] = acme.get("/fleet").json()["workers"]
+    assert worker["emulated"] is True
+    presets = {it["name"]: it["emulated"] for it in acme.get("/presets").json()}
+    assert presets["flux_lora_1x24gb"]  # which runs in the class of 40 GB
+    assert not presets["flux_lora_1x80gb"]
 
 
 def test_a_preview_estimates_time_and_price_from_history(
