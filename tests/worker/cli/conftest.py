@@ -1,5 +1,7 @@
+import logging
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,19 @@ Invoke = Callable[..., str]
 
 
 @pytest.fixture
-def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
+def logging_of_tests() -> Iterator[None]:
+    """Undo what a command with ``-v`` does to the logging of its process."""
+    root, hook = logging.getLogger(), threading.excepthook
+    handlers, level = root.handlers[:], root.level
+    levels = {name: logging.getLogger(name).level for name in root.manager.loggerDict}
+    yield
+    root.handlers[:], root.level, threading.excepthook = handlers, level, hook
+    for name in [*root.manager.loggerDict]:
+        logging.getLogger(name).setLevel(levels.get(name, logging.NOTSET))
+
+
+@pytest.fixture
+def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logging_of_tests: None) -> Invoke:
     """Run a command in this process, with a fresh home and these settings."""
     for name in [name for name in os.environ if name.startswith("TRAINING_")]:
         monkeypatch.delenv(name)
