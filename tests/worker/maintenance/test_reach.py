@@ -76,9 +76,7 @@ def test_access_to_the_gated_model(
     assert authorization == f"Bearer {TOKEN}"
 
 
-def test_a_machine_without_a_token_must_log_in(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_machine_without_a_token_must_log_in(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reach, "get_token", lambda: None)
     hub.status = 401
     finding = check_hub()
