@@ -32,7 +32,8 @@ from worker.supervision.process import kill_group, spawn
 
 logger = logging.getLogger(__name__)
 
-_READY_WITHIN_S = 60.0
+# A starting worker may import the library of engine invoke-training from a cold disk.
+_READY_WITHIN_S = 180.0
 _CHECK_EVERY_S = 0.05
 _FIRST_RESTART_DELAY_S = 1.0
 _MAX_RESTART_DELAY_S = 30.0
