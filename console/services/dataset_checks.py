@@ -60,7 +60,7 @@ class CheckedDataset:
         report: Report on the dataset; None when it could not be read.
         sizes: Images per training size.
         error: Why a job with this dataset would fail.
-        faults: The worst finding about each file of a working copy.
+        faults: Severity and message of the worst finding about each file of a working copy.
         lacks_captions: Whether images of a working copy have no caption; the report leaves it out.
     """
 
@@ -69,7 +69,8 @@ class CheckedDataset:
         self.report = None if report is None else DatasetView.model_validate(report)
         self.sizes: Sequence[int] | None = reply.get("sizes")
         self.error = ErrorView.model_validate(reply["error"]) if "error" in reply else None
-        self.faults: dict[str, str] = reply.get("faults", {})
+        faults = reply.get("faults", {}).items()
+        self.faults = {name: (severity, message) for name, (severity, message) in faults}
         self.lacks_captions: bool = reply.get("lacks_captions", False)
 
 
@@ -173,7 +174,10 @@ def _check(request: CheckRequest) -> dict[str, Any]:
     about: dict[str, Any] = {}
     if request.working_copy:
         about["lacks_captions"] = any(problem.missing for problem in report.problems)
-        about["faults"] = {name: it.message for name, it in report.by_file.items()}
+        about["faults"] = {
+            name: (severity, problem.message)
+            for name, (severity, problem) in report.by_file.items()
+        }
         report.problems = [problem for problem in report.problems if not problem.missing]
     reply = about | {"report": report.document(), "sizes": list(report.buckets.values())}
     if model_problems:

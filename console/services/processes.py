@@ -43,7 +43,8 @@ class Processes:
     def __init__(self) -> None:
         self._running = asyncio.Semaphore(_CONCURRENCY)
         self._pending = Share("dataset checks", _MAX_REQUESTS, always=2, retry_after_s=30)
-        # One at a time an account: slow servers of one account's jobs do not delay the others.
+        # One of a kind at a time an account: slow servers of one account's jobs do not delay the
+        # others, nor a check the thumbnails.
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def request(self, account: str, module: str, request: StrictModel) -> dict[str, Any]:
@@ -58,7 +59,7 @@ class Processes:
             TooManyError: The account has used up its share.
         """
         with self._pending.hold(account):
-            async with self._locks[account], self._running:
+            async with self._locks[f"{module} {account}"], self._running:
                 return await run_process(module, request)
 
 

@@ -67,7 +67,8 @@ class Report:
         problems: What ends the job.
         warnings: What does not.
         buckets: The number of images of each training size.
-        by_file: The worst finding about each file, also where many are reported as one.
+        by_file: Severity and finding of the worst one about each file, also where many are reported
+            as one.
     """
 
     samples: list[Sample] = field(default_factory=list)
@@ -75,7 +76,7 @@ class Report:
     problems: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
     buckets: Counter[Size] = field(default_factory=Counter)
-    by_file: dict[str, Problem] = field(default_factory=dict)
+    by_file: dict[str, tuple[str, Problem]] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
         """Return the report as JSON."""
@@ -161,8 +162,9 @@ def check_dataset(
     report.warnings += _token_warnings(config, limits, report.samples, listing.location)
     if not report.problems:
         report.problems += map(no_image, _empty_parts(locations, report.samples))
-    for finding in (*report.problems, *report.warnings):
-        report.by_file.setdefault(finding.location, finding)
+    for severity, findings in (("error", report.problems), ("warning", report.warnings)):
+        for finding in findings:
+            report.by_file.setdefault(finding.location, (severity, finding))
     report.problems, report.warnings = grouped(report.problems), _first(grouped(report.warnings))
     return report
 

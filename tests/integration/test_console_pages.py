@@ -323,6 +323,8 @@ def test_every_page_suits_phones_and_screen_readers(
             ("/jobs", "Jobs", "table"),
             (f"/jobs/{finished['job_id']}", "shapes", ".chart svg"),
             ("/fleet", "Fleet", "article"),
+            ("/datasets", "Datasets", ".empty"),
+            ("/datasets/new", "New dataset", ".drop"),
             ("/new", "New job", ".legend"),
         ):
             page.goto(path)

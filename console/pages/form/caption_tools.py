@@ -110,7 +110,7 @@ class CaptionTools:
     def _add_remedy(self) -> None:
         self._lacking = Tag("p", "", "strong")
         Tag("p", "Write it below each image, or give all of these the same one.", "small")
-        with Tag("div", classes="actions"):
+        with Tag("div", classes="actions actions-end"):
             self._same = Field("Caption for all of them", "text", "", self._set_same)
             self._use_text = button("", "small")
         self._use_text.on("click", self._use_for_all)

@@ -139,7 +139,7 @@ class DatasetPart:
         Tag("summary", "Save as dataset", "small")
         with Tag("div", classes="stack-small"):
             Tag("p", "Other jobs can use saved images, also after this job is gone.", "small muted")
-            with Tag("div", classes="actions"):
+            with Tag("div", classes="actions actions-end"):
                 Field("Name of the dataset", "text", "", self._set_saved_name)
                 button("Save as dataset", "small").on("click", self._save_as_dataset)
             self._saved_status = Tag("p", "", "small", role="status")

@@ -67,7 +67,7 @@ class OpenDraft:
         images: The images, as they are shown.
         errors: Why images cannot be read, by the key of their thumbnail.
         report: Report on the images; None until they are checked.
-        faults: The worst finding about each file.
+        faults: Severity and message of the worst finding about each file.
         lacks_captions: Whether a job needs captions that are missing.
         sizes: Images per training size.
         checked: The options and changes that the report is about.
@@ -84,7 +84,7 @@ class OpenDraft:
     images: tuple[ShownImage, ...] = ()
     errors: dict[str, str] = field(default_factory=dict)
     report: DatasetView | None = None
-    faults: dict[str, str] = field(default_factory=dict)
+    faults: dict[str, tuple[str, str]] = field(default_factory=dict)
     lacks_captions: bool = False
     sizes: list[int] | None = None
     checked: tuple[str, int] | None = None

@@ -45,7 +45,7 @@ class Gallery:
         if names != [*self._tiles]:
             self._build(images)
         for image in images:
-            self._tiles[image.name].show(image, self._opened.faults.get(image.name, ""))
+            self._tiles[image.name].show(image, self._opened.faults.get(image.name))
         if self._more is not None:
             self._more.set_visibility(len(self._opened.images) > len(images))
 
@@ -117,21 +117,30 @@ class _Tile:
                     Tag("span", image.name, "thumb-name", title=image.name)
                     remove = button("Remove", "quiet small", aria_label=f"Remove {image.name}")
                     remove.on("click", on_remove, [])
-                self._fault = Tag("p", "", "error small break")
+                self._fault = Tag("p", "", "small break")
                 self._field = Field(
                     f"Caption of {image.name}", "lines", image.caption or "", on_caption,
                     placeholder="Add a caption", hide_label=True,
                 )  # fmt: skip
 
-    def show(self, image: ShownImage, fault: str) -> None:
-        """Show the image's present state; one fault of a file: that it cannot be read is worst."""
-        fault = image.error or fault
+    def show(self, image: ShownImage, finding: tuple[str, str] | None) -> None:
+        """Show the image's present state and its worst fault: that it cannot be read is worst.
+
+        Args:
+            image: The image.
+            finding: Severity and message of the worst finding about it; None without one.
+        """
+        severity, fault = finding or ("", "")
+        is_error, fault = severity == "error" or bool(image.error), image.error or fault
         self._tile.set_classes("thumb thumb-error" if image.error else "thumb")
         self._placeholder.update_text("" if image.error or image.has_thumbnail else "…")
-        self._placeholder.set_classes("thumb-none" if image.error else "thumb-none thumb-wait")
+        self._placeholder.classes(**{"remove" if image.error else "add": "thumb-wait"})
         self._placeholder.set_visibility(not image.has_thumbnail)
         self._image.set_visibility(image.has_thumbnail)
         self._fault.update_text(fault)
+        self._fault.classes(
+            add="error" if is_error else "muted", remove="muted" if is_error else "error"
+        )
         self._fault.set_visibility(bool(fault))
         if image.has_thumbnail:
             self._image.set_attribute("src", f"{self._link}{image.key}")

@@ -19,7 +19,9 @@ RED, BLUE, GREEN = (image(color, (64, 64)) for color in ("red", "blue", "green")
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left(console: Console) -> Iterator[None]:
+def nothing_is_left(console: Console, acme: httpx2.Client) -> Iterator[None]:
+    # Each change is checked by a process, which takes long on a busy machine.
+    acme.timeout = 120
     yield
     for tenant in ("acme", "zoo", "default"):
         datasets = StoredDatasets(console.store, tenant)

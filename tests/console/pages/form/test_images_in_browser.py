@@ -1,5 +1,6 @@
 """The images of the form, in a real browser: nothing that a user added or typed is lost."""
 
+import json
 import logging
 import re
 from collections.abc import Iterator
@@ -8,8 +9,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from tasks.settings.settings import Settings
 from tests.console.conftest import Console, image, job, upload, zipped
 from tests.integration.browsers import chromium, log_in, visit
+from tests.waiting import wait_until
 
 expect.set_options(timeout=60_000)
 pytestmark = pytest.mark.timeout(240)
@@ -154,7 +157,9 @@ def test_missing_captions_are_one_remedy(page: Page, tmp_path: Path) -> None:
     files = {f"{color}.png": image(color, (512, 512)) for color in ("red", "green", "blue")}
     choose(page, write(tmp_path, {**files, "red.txt": b"a red cat"}))
     expect(page.get_by_text("2 images have no caption.")).to_be_visible()
-    expect(page.get_by_role("table", name="Problems of the images")).not_to_contain_text("caption")
+    expect(page.get_by_role("table", name="Problems of the images")).not_to_contain_text(
+        "no caption"
+    )
     page.get_by_role("button", name="Start training").click()
     expect(page.get_by_text("has 2 images without a caption").first).to_be_visible()
     page.get_by_label("Caption for all of them").fill("a cat")
@@ -212,3 +217,31 @@ def test_a_dataset_is_saved_edited_and_used(page: Page, console: Console, tmp_pa
     page.get_by_role("button", name="Delete my pets").click()
     page.get_by_role("button", name="Delete", exact=True).click()
     expect(page.get_by_text("No datasets yet.")).to_be_visible()
+
+
+def test_a_model_writes_missing_captions(
+    page: Page, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(caption_model="org/model", caption_class="24gb")
+    monkeypatch.setattr(console.services.captioning, "_settings", settings)
+    files = {f"{color}.png": image(color, (512, 512)) for color in ("red", "blue")}
+    choose(page, write(tmp_path, {**files, "red.txt": b"a red cat"}))
+    page.get_by_role("button", name="Write captions for 1 image").click()
+    runs = console.services.client.captions
+    wait_until(
+        lambda: console.redis.llen("gpu.24gb") > 0, timeout_s=60, description="the run is sent"
+    )
+    [message] = console.redis.lrange("gpu.24gb", 0, -1)
+    run = runs.get(json.loads(message)["headers"]["id"])
+    assert run is not None
+    assert run.request.files == ("blue.png",)
+    # As a worker does.
+    assert runs.begin(run)
+    runs.advance(run, 1, 1, {"blue.png": "a blue square"})
+    runs.finish(run)
+    expect(page.get_by_text("Wrote 1 caption.")).to_be_visible()
+    expect(page.get_by_label("Caption of blue.png")).to_have_value("a blue square")
+    assert caption(page, "red.png") == "a red cat"
+    assert console.services.uploads._store.all("acme") == []
+    page.get_by_role("button", name="Undo the last change").click()
+    expect(page.get_by_label("Caption of blue.png")).to_have_value("")
