@@ -64,7 +64,7 @@ class DatasetsPage:
             Tag("td", ago(dataset.updated_at))
             with Tag("td", classes="right act"), Tag("div", classes="actions"):
                 link = self._frame.link(f"/new?dataset={dataset.id}")
-                label = f"Use {dataset.name} in a new job"
+                label = f"Use in a new job: {dataset.name}"
                 Tag("a", "Use in a new job", "btn btn-small", href=link, aria_label=label)
                 delete = button("Delete", "quiet small", aria_label=f"Delete {dataset.name}")
         asked = dialog(

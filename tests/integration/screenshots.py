@@ -129,7 +129,7 @@ def _save(page: Page, name: str, height: int = 900) -> None:
 
 def _save_part(part: Locator, name: str) -> None:
     # The bar would lie over it.
-    part.page.add_style_tag(content=".topbar { position: static !important; }")
+    part.page.add_style_tag(content=".topbar, .start-bar { position: static !important; }")
     part.page.evaluate("scrollTo(0, 0)")
     _write(part.screenshot(), name, colours=0)
 

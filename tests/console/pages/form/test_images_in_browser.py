@@ -205,7 +205,7 @@ def test_a_dataset_is_saved_edited_and_used(page: Page, console: Console, tmp_pa
         "cat.png": "a red cat",
         "dog.png": "a dog",
     }
-    page.get_by_role("link", name="Use my pets in a new job").click()
+    page.get_by_role("link", name="Use in a new job: my pets").click()
     expect(page.get_by_label("Source", exact=True)).to_have_value("saved")
     expect(page.get_by_text("2 valid images")).to_be_visible()
     page.get_by_role("button", name="Start training").click()
