@@ -65,14 +65,14 @@ def _make(browser: Browser, fleet: Fleet, model: Path, images: Path) -> None:
     with visit(browser, fleet.console, scheme="dark") as page:
         log_in(page, key)
         page.goto(f"/jobs/{job_id}")
-        page.locator(".chart svg").wait_for()
+        page.locator(".chart svg").first.wait_for()
         _save(page, "job-dark")
         _fill_in(page)
         _save(page, "new-job-dark", height=1180)
     with visit(browser, fleet.console, **_PHONE) as page:  # type: ignore[arg-type]
         log_in(page, key)
         page.goto(f"/jobs/{job_id}")
-        page.locator(".chart svg").wait_for()
+        page.locator(".chart svg").first.wait_for()
         _save(page, "job-phone", height=1000)
         _fill_in(page)
         _save(page, "new-job-phone", height=1000)

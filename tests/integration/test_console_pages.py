@@ -141,7 +141,7 @@ def test_a_user_trains_a_lora_from_images(
     first = step_of_the_loss(page)
     page.reload()
     wait_until(lambda: step_of_the_loss(page) > first, timeout_s=PATIENCE_S, description="it moves")
-    expect(page.locator(".chart svg")).to_be_visible()
+    expect(page.get_by_role("img", name="Loss over steps")).to_be_visible()
     expect(page.get_by_text("succeeded", exact=True)).to_be_visible()
 
     # The file that is downloaded is the one that is described, and it changes an image.
