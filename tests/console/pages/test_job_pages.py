@@ -136,14 +136,14 @@ def test_a_steps_file_is_chosen_by_its_sample(
     assert download.value.suggested_filename == "cat-step00000004.safetensors"
     assert download.value.path().read_bytes() == bytes([4]) * 1000
 
-    # Enlarged, the arrow keys change the step, and Escape closes.
+    # In the dialog, the arrow keys change the step, and Escape closes.
     page.get_by_role("link", name="a cat, at step 4").click()
-    enlarged = page.get_by_role("dialog")
-    expect(enlarged.get_by_role("img", name="a cat, at step 4")).to_be_visible()
+    large = page.get_by_role("dialog")
+    expect(large.get_by_role("img", name="a cat, at step 4")).to_be_visible()
     page.keyboard.press("ArrowRight")
-    expect(enlarged.get_by_role("img", name="a cat, at step 8")).to_be_visible()
+    expect(large.get_by_role("img", name="a cat, at step 8")).to_be_visible()
     page.keyboard.press("Escape")
-    expect(enlarged).to_be_hidden()
+    expect(large).to_be_hidden()
 
 
 def test_results_name_their_steps_and_digests(
