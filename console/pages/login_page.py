@@ -52,12 +52,20 @@ _LINK_FORM = """<form method="post" action="{action}">
 <input type="hidden" name="once" value="{token}">
 <button class="btn btn-primary" type="submit" autofocus>Log in</button>
 </form>
+<script>
+// The second click of a double click would find the link used, and drop the first one's answer.
+let sent = false;
+document.forms[0].addEventListener("submit", (event) => {{
+  if (sent) event.preventDefault();
+  sent = true;
+}});
+</script>
 """
 _PROBLEM = '<p class="error" id="error" role="alert">{}</p>\n'
 _PROBLEMS = {
     "key": "This key is unknown or revoked, or has expired. Check that you pasted all of it.",
-    "link": "This login link has been used or has expired. Enter a key, or restart "
-    "<code>training-worker up</code> to get a new link.",
+    "link": "This login link has been used or has expired. Run "
+    "<code>training-worker login-link</code> to get a new one, or enter a key.",
 }
 """By what the login was tried with, in HTML."""
 

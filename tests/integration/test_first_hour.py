@@ -23,7 +23,7 @@ def test_a_newcomer_trains_by_one_click(fleet: Fleet) -> None:
         page.goto(f"/login?once={token}")
         assert not nameless(page)
         expect(page.get_by_role("button", name="Log in")).to_be_focused()
-        page.keyboard.press("Enter")
+        page.get_by_role("button", name="Log in").dblclick()
         page.get_by_role("heading", level=1, name="Jobs").wait_for()
         page.goto("/new")
         offer = page.get_by_role("region", name="Try it")

@@ -35,6 +35,29 @@ def up(settings: "Settings", ready_file: ReadyFile = None) -> None:
     run_local_fleet(settings, ready_file)
 
 
+@commands.command(**about("login-link", purpose=START, docs="console.md"))
+@command
+def login_link(settings: "Settings") -> None:
+    """Print a new login link to this machine's console.
+
+    Needs a console that runs here, and the right to read its key in TRAINING_HOME/console-key.
+    """
+    from tasks.errors import ErrorCode, JobError
+    from worker.cli.reports.output import stdout
+    from worker.local.embedded_broker import broker_url
+    from worker.local.login_link import new_login_link
+    from worker.local.ports import console_answers
+
+    url = broker_url(settings)
+    if not console_answers(settings.console_address, settings.console_port):
+        raise JobError(
+            f"no console answers on {settings.console_address}:{settings.console_port}: start it "
+            "with 'training-worker up', or set TRAINING_CONSOLE_PORT to its port",
+            ErrorCode.INVALID_STATE,
+        )
+    stdout.print(new_login_link(settings, url), soft_wrap=True)
+
+
 @commands.command(**about("demo", "demo --home /tmp/demo", purpose=START, docs="quickstart.md"))
 @command
 def demo(

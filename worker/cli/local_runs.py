@@ -10,7 +10,6 @@ from pathlib import Path
 from routing.classes import MemoryClass
 from tasks.access.api_keys import ensure_console_key
 from tasks.access.key_changes import KeyChanges
-from tasks.access.login_links import LOGIN_LINK_TTL, LoginLinks
 from tasks.errors import JobError
 from tasks.extras import is_installed, not_installed, require
 from tasks.process.logging_setup import set_up_logging
@@ -29,6 +28,7 @@ from worker.local.demo import prepare_demo
 from worker.local.embedded_broker import broker_url, check_home_is_free
 from worker.local.flower import flower_address, flower_credentials, password_file
 from worker.local.local_fleet import PARTS, Fleet, running_fleet
+from worker.local.login_link import new_login_link
 from worker.local.ports import check_ports
 from worker.supervision.process import spawn, stop
 
@@ -148,20 +148,10 @@ def _introduction(settings: Settings, fleet: Fleet) -> str:
     if settings.console_port:
         lines.append(f"console: {settings.console_base_url} (key in {settings.console_key_file})")
         # What is no terminal may be a log that others read.
-        if stdout.is_terminal:
-            lines.append(_login_link(settings, fleet.broker_url))
+        if stdout.file.isatty():
+            lines.append(f"log in: {new_login_link(settings, fleet.broker_url)}")
     lines.append("submit: training-worker submit JOB.yaml --watch")
     return "\n".join(lines)
-
-
-def _login_link(settings: Settings, broker_url: str) -> str:
-    """Return a line with a new login link for this machine's operator."""
-    key = settings.console_key_file.read_text("utf-8").strip()
-    with connect(broker_url) as client:
-        token = LoginLinks(client).create(key)
-    minutes = LOGIN_LINK_TTL.total_seconds() / 60
-    link = f"{settings.console_base_url}/login?once={token}"
-    return f"log in: {link} (works once, within {minutes:g} minutes)"
 
 
 def _start_demo_fleet(settings: Settings) -> "subprocess.Popen[bytes]":

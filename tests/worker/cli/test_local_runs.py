@@ -31,7 +31,7 @@ def introduction(settings: Settings, url: str) -> str:
 def test_up_prints_how_to_go_on(
     settings: Settings, broker_url: str, monkeypatch: pytest.MonkeyPatch, redis_client: Redis
 ) -> None:
-    monkeypatch.setattr(stdout, "_force_terminal", True)
+    monkeypatch.setattr(stdout.file, "isatty", lambda: True)
     text = introduction(settings, broker_url)
     lines = dict(line.split(": ", 1) for line in text.splitlines())
     assert lines["broker"].startswith("redis")
@@ -45,7 +45,10 @@ def test_up_prints_how_to_go_on(
     assert LoginLinks(redis_client).redeem(link[1]) == digest_of(key)
 
 
-def test_up_prints_no_link_into_a_log(settings: Settings, broker_url: str) -> None:
+def test_up_prints_no_link_into_a_log(
+    settings: Settings, broker_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stdout, "_force_terminal", True)  # FORCE_COLOR makes no log a terminal
     assert "once=" not in introduction(settings, broker_url)
 
 
