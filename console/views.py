@@ -14,8 +14,6 @@ from tasks.jobs.job import TrainingJob
 from tasks.state.record import GpuUse, JobStatus
 from tasks.state.tenants.quotas import Quota
 from tasks.state.tenants.usage import Usage
-from tasks.state.tenants.webhook_secrets import WebhookSecret
-from tasks.state.webhook_deliveries import Delivery
 
 COMPONENT = "x-component"
 """Keyword of a plain mapping's schema: the schema of the API's description that describes it."""
@@ -322,58 +320,6 @@ class ImageView(View):
     """Why the image cannot be read and has no thumbnail."""
 
 
-class WorkerView(View):
-    """A live worker."""
-
-    name: str
-    queues: tuple[str, ...]
-    """Queues in order of precedence."""
-    memory_class: str | None
-    """Null for a CPU worker."""
-    gpu: str | None
-    """Product name of the GPU."""
-    gpu_mib: int
-    """GPU memory; 0 for an emulated GPU or a CPU worker."""
-    emulated: bool
-    """Whether its GPU is emulated on a CPU."""
-    quarantined: bool
-    quarantine_reason: str | None
-    """Null for tenants."""
-    busy: bool
-    job_id: str | None
-    """Job that the worker runs; null for another tenant's job."""
-    activity: str | None
-    """What the worker runs: a job's name and stage, or "another tenant's job"."""
-
-
-class QueueView(View):
-    """A queue, with the tenant queues in front of it."""
-
-    name: str
-    waiting: int
-    """Number of waiting jobs."""
-    own_waiting: int
-    """Number of waiting jobs that the caller sees."""
-    waiting_by_tenant: dict[str, int] | None
-    """Number of waiting jobs by tenant; null for tenants."""
-    median_wait_s: float | None
-    """Median of recent waiting times; null without history."""
-    oldest_wait_s: float | None
-    """How long the oldest of ``own_waiting`` in tenant queues has waited; null without any."""
-    expected_wait_s: float | None
-    """Expected wait of a job that the caller would add now; null when unknown."""
-    unserved_reason: str | None
-    """Why no live worker serves the queue; null when one does."""
-
-
-class FleetView(View):
-    """The fleet as it is now."""
-
-    workers: tuple[WorkerView, ...]
-    queues: tuple[QueueView, ...]
-    """Queues; those of an engine without a live worker only while jobs wait in them."""
-
-
 class LinkView(View):
     """A link to a file."""
 
@@ -428,26 +374,3 @@ class JobEvent(View):
     event: Event
     text: str
     """The event as JSON."""
-
-
-class NewWebhookSecretView(View):
-    """A new webhook secret."""
-
-    id: str
-    secret: str
-    """`whsec_` and base64: what a library of standardwebhooks.com takes. It is not shown again."""
-    created_at: datetime
-
-
-class WebhookSecretsView(View):
-    """Webhook secrets of a tenant."""
-
-    secrets: tuple[WebhookSecret, ...]
-    """Valid secrets, oldest first; each signs all deliveries."""
-
-
-class DeliveriesView(View):
-    """Deliveries of a job's webhook."""
-
-    deliveries: tuple[Delivery, ...]
-    """Deliveries, newest first."""

@@ -15,7 +15,7 @@ from tasks.clock import broker_time
 from tasks.errors import StoreError
 from tasks.state.deletions import Deletion, Deletions
 from tasks.state.record import JobRecord
-from tasks.store import Store, archived_record_key, job_prefix, output_prefix
+from tasks.store import MANIFEST, Store, archived_record_key, job_prefix, output_prefix
 
 logger = logging.getLogger(__name__)
 
@@ -34,10 +34,21 @@ def remains_of(record: JobRecord) -> tuple[str, ...]:
     published = output_prefix(record.id, record.job.training.base_output_dir)
     return (
         archived_record_key(record.id),
-        f"{published}/manifest.json",
+        f"{published}/{MANIFEST}",
         f"{published}/",
         job_prefix(record.id),
     )
+
+
+def own_keys(store: Store, prefix: str) -> dict[str, int]:
+    """Return the keys below a job's prefix with their sizes, without those of other jobs.
+
+    A job's folder of results may be inside that of another job; its manifest shows it.
+    """
+    sizes = store.sizes(prefix)
+    manifests = [key for key in sizes if key.rpartition("/")[2] == MANIFEST]
+    others = tuple(folder for key in manifests if (folder := key.removesuffix(MANIFEST)) != prefix)
+    return {key: size for key, size in sizes.items() if not key.startswith(others)}
 
 
 class StoredBytes:
@@ -50,8 +61,8 @@ class StoredBytes:
 
     def __init__(self, store: Store, record: JobRecord) -> None:
         _, _, published, working = remains_of(record)
-        self.published = sum(store.sizes(published).values())
-        self.working = sum(store.sizes(working).values())
+        self.published = sum(own_keys(store, published).values())
+        self.working = sum(own_keys(store, working).values())
 
 
 class DeletedFiles:
@@ -91,7 +102,7 @@ class DeletedFiles:
         self._deletions.postpone(deletion.job_id, _RETRY_S)
         count = 0
         for name in deletion.remains:
-            keys = self._store.keys(name) if name.endswith("/") else [name]
+            keys = sorted(own_keys(self._store, name)) if name.endswith("/") else [name]
             self._store.delete(keys)
             count += len(keys)
         logger.info("removed up to %d files of job %s", count, deletion.job_id)

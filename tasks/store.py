@@ -112,6 +112,10 @@ def audit_key(day: str, first_entry: str) -> str:
     return f"audit/{day}/{first_entry}.jsonl"
 
 
+MANIFEST = "manifest.json"
+"""Name of the file that lists a job's published files; it is written last."""
+
+
 def output_prefix(job_id: str, folder: str | None) -> str:
     """Return the prefix of a job's published files."""
     return f"{folder or 'outputs'}/{job_id}"

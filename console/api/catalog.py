@@ -10,7 +10,8 @@ from fastapi.encoders import jsonable_encoder
 from pydantic import BaseModel
 
 from console.api.access import JobReader, ServicesDep
-from console.views import FleetView, PresetView, UsagePage
+from console.services.fleet import FleetView
+from console.views import PresetView, UsagePage
 from tasks.jobs.job import TrainingJob
 from tasks.jobs.options import TypeOptions, training_options
 from tasks.state.tenants.usage import MONTH

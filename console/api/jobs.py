@@ -91,7 +91,7 @@ async def list_jobs(
     caller: JobReader,
     services: ServicesDep,
     search: Annotated[
-        str | None, Query(max_length=100, description="Text in the id or name.")
+        str | None, Query(max_length=100, description="Text in the id, name, title or notes.")
     ] = None,
     status: JobStatus | None = None,
     queue: Annotated[str | None, Query(max_length=100)] = None,

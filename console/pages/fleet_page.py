@@ -8,8 +8,8 @@ from console.errors import ConsoleError
 from console.pages.elements import Tag, fact, panel
 from console.pages.formatting import class_text, count, span
 from console.pages.layout import Frame
+from console.services.fleet import FleetView, QueueView, WorkerView
 from console.services.services import Services
-from console.views import FleetView, QueueView, WorkerView
 from tasks.access.api_keys import Scope
 from tasks.errors import JobError
 from tasks.settings.settings import Settings

@@ -3,8 +3,9 @@
 import asyncio
 import re
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
+from typing import cast
 
 import redis
 from redis.asyncio import Redis
@@ -19,7 +20,7 @@ from tasks.contract import record_key
 from tasks.errors import NoBrokerError
 from tasks.state.connection import connect_async
 from tasks.state.job_reader import event_streams, in_order, parse_stored_event
-from tasks.state.record import JobRecord
+from tasks.state.record import DELETED, JobRecord
 
 _POSITION = re.compile(r"(\d{1,20})(?:-(\d{1,20}))?", re.ASCII)
 _BLOCK_MS = 5000
@@ -206,10 +207,15 @@ class _Reader:
                 continue
             self._has_begun.set()
             has_ended = bool(self._events) and self._events[-1].event.kind == "ended"
-            if has_ended or not await self._redis.exists(self._record_key):
+            if has_ended or not await self._has_record():
                 return
             # Only to wait: servers may answer from one stream while the other has older entries.
             await self._redis.xread(dict.fromkeys(self._streams, last), block=_BLOCK_MS, count=1)
+
+    async def _has_record(self) -> bool:
+        # A deleted job leaves a tombstone, which gets no more events.
+        status = await cast("Awaitable[str | None]", self._redis.hget(self._record_key, "status"))
+        return status not in (None, DELETED)
 
     def _add(self, position: str, text: str) -> None:
         event = JobEvent(id=position, event=parse_stored_event(text), text=text)

@@ -6,14 +6,7 @@ from statistics import median
 from console.errors import ForbiddenError
 from console.services.jobs import Jobs, without_quarantine_reasons
 from console.services.threads import in_thread
-from console.views import (
-    FleetView,
-    PresetView,
-    QueueView,
-    TenantUsage,
-    UsagePage,
-    WorkerView,
-)
+from console.views import PresetView, TenantUsage, UsagePage, View
 from routing.classes import MemoryClass
 from routing.fair_share import OTHERS
 from routing.queues import ENGINE_QUEUES, STAGE_QUEUES
@@ -24,6 +17,58 @@ from tasks.jobs.presets import FAST_SUFFIX, preset, preset_names
 from tasks.settings.settings import Settings
 from tasks.state.record import JobRecord
 from tasks.state.workers import WorkerInfo, emulated_classes
+
+
+class WorkerView(View):
+    """A live worker."""
+
+    name: str
+    queues: tuple[str, ...]
+    """Queues in order of precedence."""
+    memory_class: str | None
+    """Null for a CPU worker."""
+    gpu: str | None
+    """Product name of the GPU."""
+    gpu_mib: int
+    """GPU memory; 0 for an emulated GPU or a CPU worker."""
+    emulated: bool
+    """Whether its GPU is emulated on a CPU."""
+    quarantined: bool
+    quarantine_reason: str | None
+    """Null for tenants."""
+    busy: bool
+    job_id: str | None
+    """Job that the worker runs; null for another tenant's job."""
+    activity: str | None
+    """What the worker runs: a job's name and stage, or "another tenant's job"."""
+
+
+class QueueView(View):
+    """A queue, with the tenant queues in front of it."""
+
+    name: str
+    waiting: int
+    """Number of waiting jobs."""
+    own_waiting: int
+    """Number of waiting jobs that the caller sees."""
+    waiting_by_tenant: dict[str, int] | None
+    """Number of waiting jobs by tenant; null for tenants."""
+    median_wait_s: float | None
+    """Median of recent waiting times; null without history."""
+    oldest_wait_s: float | None
+    """How long the oldest of ``own_waiting`` in tenant queues has waited; null without any."""
+    expected_wait_s: float | None
+    """Expected wait of a job that the caller would add now; null when unknown."""
+    unserved_reason: str | None
+    """Why no live worker serves the queue; null when one does."""
+
+
+class FleetView(View):
+    """The fleet as it is now."""
+
+    workers: tuple[WorkerView, ...]
+    queues: tuple[QueueView, ...]
+    """Queues; those of an engine without a live worker only while jobs wait in them."""
 
 
 class Fleet:

@@ -22,6 +22,7 @@ from tasks.events import DatasetChecked, Progress
 from tasks.jobs.job import TrainingJob
 from tasks.state.job_search import JobFilter, find_jobs
 from tasks.state.record import JobRecord
+from tasks.store import MANIFEST
 
 # Jobs of a tenant whose read events are remembered; those of others are read again.
 _MAX_REMEMBERED = 500
@@ -320,6 +321,6 @@ def _result(record: JobRecord, caller: Caller) -> ResultView | None:
         return None
     hidden = () if caller.is_operator else ("published", "manifest")
     visible = {name: value for name, value in record.result.items() if name not in hidden}
-    prefix = (record.artifacts.manifest or "").removesuffix("manifest.json")
+    prefix = (record.artifacts.manifest or "").removesuffix(MANIFEST)
     files = [key.removeprefix(prefix) for key in visible.get("files", ())]
     return ResultView.model_validate({**visible, "files": files})

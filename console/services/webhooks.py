@@ -1,12 +1,39 @@
 """Webhooks as a caller sees them: secrets of its tenant, and deliveries of its jobs."""
 
+from datetime import datetime
+
 from console.errors import ForbiddenError, InvalidRequestError, NotFoundError
 from console.services.jobs import Jobs
 from console.services.threads import in_thread
 from console.services.uploads import checked_tenant
-from console.views import DeliveriesView, NewWebhookSecretView, WebhookSecretsView
+from console.views import View
 from tasks.access.api_keys import Caller
 from tasks.client import Client
+from tasks.state.tenants.webhook_secrets import WebhookSecret
+from tasks.state.webhook_deliveries import Delivery
+
+
+class NewWebhookSecretView(View):
+    """A new webhook secret."""
+
+    id: str
+    secret: str
+    """`whsec_` and base64: what a library of standardwebhooks.com takes. It is not shown again."""
+    created_at: datetime
+
+
+class WebhookSecretsView(View):
+    """Webhook secrets of a tenant."""
+
+    secrets: tuple[WebhookSecret, ...]
+    """Valid secrets, oldest first; each signs all deliveries."""
+
+
+class DeliveriesView(View):
+    """Deliveries of a job's webhook."""
+
+    deliveries: tuple[Delivery, ...]
+    """Deliveries, newest first."""
 
 
 class JobWebhooks:

@@ -174,6 +174,18 @@ class Client:
         """Resume a paused job from its checkpoint."""
         return self._change(job_id, "resume")
 
+    def edit(self, job_id: str, **changes: Any) -> dict[str, Any]:
+        """Change a job's ``title``, ``notes`` or ``labels``; what is left out stays."""
+        return self._json("PATCH", f"/jobs/{quote(job_id, safe='')}", changes)
+
+    def delete(self, job_id: str) -> None:
+        """Delete a job that has ended, with its results; repeated without harm.
+
+        The console may still be removing the files when this returns.
+        """
+        path = f"/jobs/{quote(job_id, safe='')}"
+        self._retry(lambda: self._send("DELETE", path, {}).close())
+
     def follow(self, job_id: str, after: str = "0") -> Iterator[dict[str, Any]]:
         """Yield a job's events until it ends, across interruptions.
 

@@ -23,6 +23,12 @@ export interface Job {
   result: { files: string[]; sha256: string | null } | null;
 }
 
+export interface JobEdit {
+  title?: string | null;
+  notes?: string | null;
+  labels?: Record<string, string> | null;
+}
+
 export interface Preview {
   warnings: string[];
   waiting_reason: string | null;
@@ -143,6 +149,16 @@ export class Client {
 
   resume(jobId: string): Promise<Job> {
     return this.#json("POST", `/jobs/${encodeURIComponent(jobId)}:resume`);
+  }
+
+  /** Changes what is given of a job's title, notes and labels; null or empty removes it. */
+  edit(jobId: string, changes: JobEdit): Promise<Job> {
+    return this.#json("PATCH", `/jobs/${encodeURIComponent(jobId)}`, changes);
+  }
+
+  /** Deletes a job that has ended, with its results; the files may be removed a while later. */
+  async delete(jobId: string): Promise<void> {
+    await this.#retry(() => this.#send("DELETE", `/jobs/${encodeURIComponent(jobId)}`, {}));
   }
 
   /** The events of a job until it ends, across interruptions; `after` is an event's `id`. */

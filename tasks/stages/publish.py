@@ -28,10 +28,9 @@ from tasks.stages.copies import copy_results
 from tasks.stages.stage_context import StageContext, StageResult
 from tasks.state.artifacts import JobArtifacts
 from tasks.state.record import JobStatus
-from tasks.store import Store, output_prefix
+from tasks.store import MANIFEST, Store, output_prefix
 from tasks.urls import redact_urls
 
-_MANIFEST = "manifest.json"
 # Some 15 kB in a header.
 _PREVIEW_SIDE = 256
 
@@ -45,7 +44,7 @@ def publish(context: StageContext) -> StageResult:
     """
     job, store = context.record.job, context.worker.store
     prefix = output_prefix(context.job_id, job.training.base_output_dir)
-    manifest_key = f"{prefix}/{_MANIFEST}"
+    manifest_key = f"{prefix}/{MANIFEST}"
     if not store.exists(manifest_key):
         files = _published_files(context, prefix)
         written = _manifest(context, files)
@@ -152,7 +151,7 @@ class _Outputs:
     def describe(self, stem: str, saved: CheckpointSaved) -> None:
         """Publish what describes a published file: JSON, and the preview of the images so far."""
         header = _header(self._context.worker.store, saved.weights.key)
-        if f"{stem}.json" != _MANIFEST:
+        if f"{stem}.json" != MANIFEST:
             self._put(f"{stem}.json", _description(self._context, saved, header))
         made = [it for it in self._context.record.artifacts.validations if it.step <= saved.step]
         preview = next((image for it in reversed(made) for image in it.images), None)

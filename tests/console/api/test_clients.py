@@ -49,7 +49,10 @@ const refused = await client.submit({ preset: "none", training: {} } as unknown 
     error instanceof ApiError && !error.retryable ? error.problems[0]?.location : String(error),
 );
 const digest = createHash("sha256").update(bytes).digest("hex");
-console.log(JSON.stringify({ kinds, code, digest, upload, refused }));
+const edited = await client.edit(failed, { notes: "twice" });
+await client.delete(failed);
+const isKnown = await client.knows(failed);
+console.log(JSON.stringify({ kinds, code, digest, upload, refused, edited, isKnown }));
 """
 
 
@@ -236,7 +239,14 @@ def test_jobs_are_submitted_once_and_changed(
     assert {it["id"] for it in connected.jobs(limit="1")} == {first["id"], *others}
     assert connected.pause(first["id"])["status"] == "paused"
     assert connected.resume(first["id"])["status"] == "queued"
+    with pytest.raises(client.ApiError, match="cancel it before you delete it"):
+        connected.delete(first["id"])
     assert connected.cancel(first["id"], save=True)["status"] == "cancelled"
+    edited = connected.edit(first["id"], title="Red", labels={"shelf": "3"})
+    assert (edited["title"], edited["labels"]) == ("Red", {"shelf": "3"})
+    for _ in range(2):
+        connected.delete(first["id"])
+    assert not connected.knows(first["id"])
 
 
 class _Refusing(BaseHTTPRequestHandler):
@@ -311,4 +321,6 @@ def test_the_typescript_client_resumes_too(
     assert printed["code"] == "internal"
     assert printed["digest"] == hashlib.sha256(RESULT).hexdigest()
     assert printed["refused"] == "preset"
+    assert printed["edited"]["notes"] == "twice"
+    assert printed["isKnown"] is False
     assert acme.get(f"/uploads/{printed['upload']}").json()["sha256"]

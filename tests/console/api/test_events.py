@@ -8,10 +8,13 @@ import httpx2
 import pytest
 from redis import Redis
 
+from console.services import event_hub
 from console.services.shares import Share
-from tasks.contract import position_order
+from tasks.contract import position_order, record_key
 from tasks.errors import JobError
 from tasks.events import Note, Progress
+from tasks.state.job_reader import event_streams
+from tasks.state.record import DELETED
 from tests.console.conftest import Console, job
 from tests.waiting import wait_until
 
@@ -45,6 +48,23 @@ def test_events_stream_from_the_first_to_the_jobs_end(console: Console) -> None:
     assert kinds[:3] == ["accepted", "stage_started", "note"]
     assert kinds[-1] == "ended"
     assert all(other == streams[0] for other in streams)
+
+
+def test_a_stream_ends_with_its_deleted_job(
+    console: Console, acme: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_hub, "_BLOCK_MS", 50)
+    job_id = acme.post("/jobs", json=job()).json()["id"]
+    path = f"/jobs/{job_id}/events"
+    with acme.stream("GET", path) as answer:
+        lines = answer.iter_lines()
+        assert any(line == "event: accepted" for line in lines)
+        # Both at once: the stream's reader finds no end of the job.
+        with console.redis.pipeline() as pipe:
+            pipe.hset(record_key(job_id), "status", DELETED)
+            pipe.delete(*event_streams(job_id))
+            pipe.execute()
+        assert next((line for line in lines if line.startswith("event: ")), None) is None
 
 
 def test_a_stream_ends_with_its_key(console: Console, acme: httpx2.Client) -> None:

@@ -76,6 +76,26 @@ def test_a_deleted_job_leaves_only_what_is_shared(
     assert acme.delete("/jobs/cat-1").status_code == 204
 
 
+def test_results_of_another_job_inside_the_folder_stay(
+    console: Console, acme: httpx2.Client, published: str
+) -> None:
+    inside = f"outputs/{published}/other"
+    for name in ("cat.safetensors", "validation/a.png", "manifest.json"):
+        console.keep(f"{inside}/{name}", name, b"of another job")
+    before = acme.get(f"/jobs/{published}/storage").json()["published_bytes"]
+    console.keep(f"{inside}/large", "large", b"x" * 1000)
+    assert acme.get(f"/jobs/{published}/storage").json()["published_bytes"] == before
+    assert acme.delete(f"/jobs/{published}").status_code == 204
+    left = stored(console, published)
+    assert [key.removeprefix(f"{inside}/") for key in left] == [
+        "cat.safetensors",
+        "large",
+        "manifest.json",
+        "validation/a.png",
+    ]
+    console.store.delete(left)
+
+
 def test_others_jobs_and_unknown_ones_are_not_deleted(
     console: Console, acme: httpx2.Client, zoo: httpx2.Client, published: str
 ) -> None:
@@ -187,7 +207,7 @@ def test_a_deletion_that_the_store_interrupts_is_finished(
 
         return made
 
-    for name in ("delete", "keys"):
+    for name in ("delete", "sizes"):
         monkeypatch.setattr(Store, name, failing_once(getattr(Store, name)))
     assert acme.delete(f"/jobs/{published}").status_code == 202
     monkeypatch.undo()
