@@ -19,6 +19,7 @@ from tests.worker.cli.test_cli import COMMANDS
 README = (ROOT / "README.md").read_text("utf-8")
 JOBS = (ROOT / "docs" / "guides" / "jobs.md").read_text("utf-8")
 DATASET = {"dataset": {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/images"}}
+LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)")
 EXAMPLE_JOB = re.compile(r"```yaml\n(.*?)```", re.DOTALL)
 
 
@@ -60,6 +61,15 @@ def test_every_extra_is_documented() -> None:
     page = (ROOT / "docs" / "guides" / "install.md").read_text("utf-8")
     rows = "".join(re.findall(r"^\|([^|]*)\|", page, re.MULTILINE))
     assert set(re.findall(r"`(\w+)`", rows)) == set(project["optional-dependencies"])
+
+
+def test_links_of_pages_outside_of_the_site_lead_to_files() -> None:
+    pages = [page for part in ("", "deploy", "examples") for page in (ROOT / part).glob("*.md")]
+    links = [(page, link) for page in pages for link in LINK.findall(page.read_text("utf-8"))]
+    files = [(page, link) for page, link in links if ":" not in link]
+    assert len(files) > 20
+    dead = [(page.name, link) for page, link in files if not (page.parent / link).exists()]
+    assert dead == []
 
 
 def test_navigation_has_every_page() -> None:

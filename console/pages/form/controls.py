@@ -5,6 +5,7 @@ decide what is valid.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -166,10 +167,14 @@ def _kind_and_choices(
             return Kind.JSON, ()
 
 
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
+
+
 def _number(typed: str, kind: type[int] | type[float]) -> int | float | str:
     text = typed.strip()
-    if kind is float and "." not in text and text.count(",") == 1:
-        text = text.replace(",", ".")  # a decimal comma
+    # A decimal comma, unless it may separate thousands: "1,000" is no 1.
+    if kind is float and "." not in text and not _THOUSANDS.fullmatch(text):
+        text = text.replace(",", ".")
     try:
         return kind(text)
     except (ValueError, OverflowError):

@@ -54,6 +54,7 @@ def test_a_nullable_choice_offers_null_first() -> None:
         ("transformer_learning_rate", "", None),
         ("transformer_learning_rate", " 0,0004 ", 4e-4),
         ("guidance_scale", "1,5", 1.5),
+        ("guidance_scale", "0,125", 0.125),
         ("train_text_encoder", True, True),
         ("validation_prompts", "a cat\n\n a dog \n", ["a cat", "a dog"]),
         ("data_loader.resolution", "[512, 768]", [512, 768]),
@@ -71,6 +72,7 @@ def test_typed_text_becomes_a_value(path: str, typed: object, value: object) -> 
     [
         ("lora_rank_dim", "many"),
         ("lora_rank_dim", ""),
+        ("guidance_scale", "1,000"),
         ("guidance_scale", "1,000.5"),
         ("guidance_scale", "1,5,0"),
         ("max_train_steps", "1,5"),
