@@ -143,9 +143,8 @@ class ComparePage:
 
 
 def _names(views: list[JobView]) -> list[str]:
-    """Return what to call each job: its title or name, and the id where two have the same."""
+    """Return what to call each job: its title or name, with the id if any two have the same."""
     names = [view.title or view.name for view in views]
-    return [
-        name if names.count(name) == 1 else f"{name} ({view.id})"
-        for name, view in zip(names, views, strict=True)
-    ]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{name} ({view.id})" for name, view in zip(names, views, strict=True)]

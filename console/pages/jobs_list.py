@@ -76,8 +76,8 @@ class ListFilters:
     def job_filter(self) -> JobFilter:
         """Return which jobs are meant: words with ``=`` are labels, other words are text."""
         words = self.search.split()
-        labels = parse_labels(word for word in words if "=" in word.strip("="))
-        text = " ".join(word for word in words if "=" not in word.strip("="))
+        labels = parse_labels(filter(_is_label, words))
+        text = " ".join(word for word in words if not _is_label(word))
         since = datetime.now(UTC) - timedelta(days=int(self.days)) if self.days else None
         return JobFilter(
             text=text,
@@ -87,6 +87,11 @@ class ListFilters:
             labels=labels,
             created_after=since,
         )
+
+
+def _is_label(word: str) -> bool:
+    name, _, value = word.partition("=")
+    return bool(name and value)
 
 
 class JobsList:
@@ -100,6 +105,8 @@ class JobsList:
 
     def __init__(self, frame: Frame, services: Services, filters: ListFilters) -> None:
         self._frame, self._services, self._filters = frame, services, filters.known()
+        if not frame.caller.is_operator:
+            self._filters = replace(self._filters, tenant=_ANY)
         self._cursors: list[str | None] = [None]
         self._shown: JobPage | None = None
         self._rows: dict[str, _Row] = {}
@@ -176,10 +183,12 @@ class JobsList:
         await self._refresh()
 
     async def _turn_page(self, *, older: bool) -> None:
-        if older and self._shown is not None:
-            self._cursors.append(self._shown.next_cursor)
-        elif len(self._cursors) > 1:
-            self._cursors.pop()
+        following = None if self._shown is None else self._shown.next_cursor
+        if not older:
+            self._cursors = self._cursors[:-1] or [None]
+        # A second click, before the page has turned, has the same cursor.
+        elif following not in (None, self._cursors[-1]):
+            self._cursors.append(following)
         await self._refresh()
 
     async def _refresh(self) -> None:

@@ -1,6 +1,7 @@
 """Dialogs that change what is recorded of jobs: the title, notes and labels, and the deletion."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 
 from nicegui import ui
 
@@ -11,7 +12,7 @@ from console.pages.layout import Frame
 from console.services.services import Services
 from console.views import JobView
 from tasks.access.api_keys import Scope
-from tasks.errors import JobError
+from tasks.errors import JobError, UnknownJobError
 from tasks.jobs.edit import JobEdit
 from tasks.jobs.problems import validate
 from tasks.state.job_search import parse_labels
@@ -123,15 +124,21 @@ class DeleteDialog:
         self._names.update_text(", ".join(job.title or job.name for job in jobs))
         self._text.update_text(f"{_WHAT_GOES} Their size is being read. {_WHAT_STAYS}")
         self._dialog.open()
-        self._text.update_text(f"{_WHAT_GOES} {await self._size()} {_WHAT_STAYS}")
+        freed = await self._size(jobs)
+        # The dialog may be open for other jobs by now.
+        if self._jobs is jobs:
+            self._text.update_text(f"{_WHAT_GOES} {freed} {_WHAT_STAYS}")
 
-    async def _size(self) -> str:
-        caller = self._frame.allowed(Scope.JOBS_READ)
+    async def _size(self, jobs: Sequence[JobView]) -> str:
+        total = 0
         try:
-            stored = [await self._services.records.storage(caller, job.id) for job in self._jobs]
-        except (ConsoleError, JobError):
-            return "Their size is unknown: the store is unavailable."
-        return f"This frees {size(sum(it.total_bytes for it in stored))}."
+            for job in jobs:
+                with suppress(UnknownJobError):  # someone else has deleted it
+                    caller = self._frame.allowed(Scope.JOBS_READ)
+                    total += (await self._services.records.storage(caller, job.id)).total_bytes
+        except (ConsoleError, JobError) as error:
+            return f"Their size is unknown: {error}."
+        return f"This frees {size(total)}."
 
     async def _delete(self) -> None:
         self._dialog.close()

@@ -37,7 +37,7 @@ from console.views import FilesView, JobView
 from routing.classes import MemoryClass
 from routing.queues import gpu_queue
 from tasks.access.api_keys import Caller, Scope
-from tasks.errors import JobError
+from tasks.errors import JobError, UnknownJobError
 from tasks.state.record import JobStatus
 
 _UPDATE_INTERVAL_S = 0.5
@@ -172,6 +172,8 @@ class JobPage:
                         for event in batch:
                             self._log.add(event)
                 return
+            except UnknownJobError:
+                return
             except (ConsoleError, JobError):
                 await asyncio.sleep(_RETRY_DELAY_S)
 
@@ -186,6 +188,9 @@ class JobPage:
             view = await self._services.jobs.get(
                 self._frame.allowed(Scope.JOBS_READ), self._view.id
             )
+        except UnknownJobError:
+            await self._leave()  # someone else has deleted it
+            return
         except (ConsoleError, JobError):
             return  # the next refresh retries
         if view.stage != self._view.stage or status_of(view) != status_of(self._view):

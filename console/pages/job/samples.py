@@ -14,8 +14,8 @@ from console.views import FilesView, SampleView
 
 # validation-STEP-PROMPT-NUMBER.png
 _PLACE = re.compile(r"validation-\d+-(\d+-\d+)\.png", re.ASCII)
-# Steps that a page has; of more, every second one is left out.
-_MAX_STEPS = 200
+# Steps and images that a page has of a job; of more, every second step is left out.
+_MAX_STEPS, _MAX_IMAGES = 200, 4000
 
 Document = dict[str, Any]
 
@@ -72,7 +72,8 @@ def samples_of(
                 "name": file.name.rpartition("/")[2],
                 "size": size(file.size),
             }
-    while len(steps) > _MAX_STEPS:
+    most = max((len(made["images"]) for made in steps.values()), default=1)
+    while len(steps) > max(min(_MAX_STEPS, _MAX_IMAGES // most), 2):
         newest = max(steps)
         steps = {step: steps[step] for step in [*sorted(steps)[:-1][::2], newest]}
     return {"name": name, "note": _note(files, sorted(saved)), "steps": steps}

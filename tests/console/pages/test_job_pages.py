@@ -213,6 +213,23 @@ def test_a_job_is_deleted_after_a_question(
     assert acme.get(f"/jobs/{job_id}").status_code == 404
 
 
+def test_the_page_of_a_job_deleted_elsewhere_is_left(acme: httpx2.Client, page: Page) -> None:
+    job_id = acme.post("/jobs", json=job(name="cat")).json()["id"]
+    page.goto(f"/jobs/{job_id}")
+    expect(page.get_by_text("waiting", exact=True).first).to_be_visible()
+    acme.post(f"/jobs/{job_id}:cancel")
+    acme.delete(f"/jobs/{job_id}")
+    page.wait_for_url("**/jobs")
+
+
+def test_jobs_with_confusable_titles_are_compared(acme: httpx2.Client, page: Page) -> None:
+    first, second, third = (acme.post("/jobs", json=job(name="dog")).json()["id"] for _ in range(3))
+    acme.patch(f"/jobs/{first}", json={"title": f"dog ({second})"})
+    page.goto(f"/compare?job={first}&job={second}&job={third}")
+    for name in (f"dog ({second}) ({first})", f"dog ({second})", f"dog ({third})"):
+        expect(page.get_by_role("link", name=name, exact=True).first).to_be_visible()
+
+
 def test_selected_jobs_are_compared(console: Console, acme: httpx2.Client, page: Page) -> None:
     for name, loss in (("cat", 1.0), ("dog", 2.0)):
         trained(console, acme, name, loss)
@@ -275,8 +292,14 @@ def test_the_list_is_filtered_and_shows_the_last_sample(
     page.get_by_label("Type").select_option("FLUX LoRA")
     page.get_by_label("Submitted").select_option("Last 24 hours")
     expect(page.get_by_role("link", name="cat")).to_be_visible()
+    expect(page).to_have_url(re.compile(r"days=1"))
     page.reload()
     expect(page.get_by_label("Submitted")).to_have_value("1")
+    # A label without a name is text; another tenant's jobs are not asked for.
+    page.goto("/jobs?search==a=b")
+    expect(page.get_by_text("No jobs match.")).to_be_visible()
+    page.goto("/jobs?tenant=zoo")
+    expect(page.get_by_role("link", name="cat")).to_be_visible()
 
 
 def test_a_stage_without_progress_shows_its_time(
