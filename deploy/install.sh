@@ -18,6 +18,7 @@ wanted=$(echo "$extras $PWD" | cat - pyproject.toml deploy/constraints.txt | cks
 if [ "$(cat "$venv/installed" 2>/dev/null)" != "$wanted" ]; then
   echo "installing training-worker[$extras] into $venv" >&2
   case $extras in *train*) echo "  this downloads PyTorch and takes 2 to 10 minutes" >&2 ;; esac
+  rm -f "$venv/installed"  # until all of it is there
   "$python" -m venv "$venv"
   "$python" -P worker/local/pip_progress.py "$venv/install.log" "$venv/bin/python" \
     install --constraint deploy/constraints.txt --editable ".[$extras]"

@@ -1,7 +1,14 @@
 """The names of the FLUX integration plan: its snippets, against this fleet.
 
-``process_training_job`` submits a training config and follows the job to its end. The configs, the
-registry and the requirements are those that the fleet itself uses.
+The configs, the registry and the requirements are those that the fleet itself uses. What differs
+from the plan:
+
+- ``process_training_job`` submits a config to the fleet and follows the job to its end; the plan
+  imports ``invoke_training`` into the caller's process. Its result has more than the plan's.
+- The module is ``worker.training_worker``; the plan has the configs in a module of their own.
+- ``get_flux_lora_config`` adds ``save_every_n_steps``, the interval of checkpoints, which a job
+  needs. ``process_training_job`` adds it to a config without one.
+- The error for an unsupported type also names the supported ones.
 
     from worker.training_worker import get_flux_lora_config, process_training_job
 
@@ -73,7 +80,7 @@ def process_training_job(
     training_type = job_config.get("type")
     if training_type == "FLUX_LORA":
         return process_flux_lora_job(job_config, name=name, on_event=on_event)
-    if training_type in SUPPORTED_TRAINING_TYPES:
+    if training_type in list(SUPPORTED_TRAINING_TYPES):
         return process_sdxl_job(job_config, name=name, on_event=on_event)
     raise ValueError(
         f"Unsupported training type: {training_type}; use {', '.join(SUPPORTED_TRAINING_TYPES)}"

@@ -70,16 +70,18 @@ class Demo:
         """
         if self._folder is None or not self.is_offered_to(caller):
             raise ConflictError("this console offers no demo to this key")
-        document = await in_thread(_read)(self._folder.job)
+        document = await in_thread(_read)(self._folder)
         upload = await self._uploads.put(caller, _ARCHIVE_NAME, self._folder.archive)
         dataset = {"type": "ARCHIVE", "archive": f"upload:{upload.id}"}
         document["training"]["data_loader"]["dataset"] = dataset
         return (await self._submissions.submit(caller, document)).id
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(folder: DemoFolder) -> dict[str, Any]:
     try:
-        document: dict[str, Any] = read_document(path.read_bytes()).values
+        document: dict[str, Any] = read_document(folder.job.read_bytes()).values
     except FileNotFoundError as error:
         raise ConflictError("the demo is not prepared yet; wait a few seconds") from error
+    if not folder.archive.is_file():
+        raise ConflictError("the demo's images are missing; restart 'training-worker up'")
     return document

@@ -25,7 +25,7 @@ def test_registry_of_the_plan_is_ours() -> None:
 
 
 def test_unsupported_types_are_refused_before_any_connection() -> None:
-    for config in ({}, {"type": "SD_1_5"}, {"type": None}):
+    for config in ({}, {"type": "SD_1_5"}, {"type": None}, {"type": ["FLUX_LORA"]}):
         with pytest.raises(ValueError, match="Unsupported training type"):
             process_training_job(config)
 

@@ -5,13 +5,15 @@ once it is complete and the library can be imported: until then, it lacks the fi
 interrupted installation resumes, since pip keeps what is installed.
 """
 
+import fcntl
 import hashlib
 import shutil
+import subprocess
 import sys
 import tempfile
 import venv
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import worker
@@ -46,34 +48,60 @@ def install_invoke(home: Path, source: str, report: Callable[[str], None]) -> Pa
 
     Raises:
         UsageError: The source is neither, or this is no checkout of this project.
-        EngineInstallError: pip fails, or the library cannot be imported.
+        EngineInstallError: pip fails, the library cannot be imported, or another installation runs.
     """
     if not _PINS.is_file():
         raise UsageError(f"{_PINS} is missing: run this in a checkout of training-worker")
-    folder, python, marker = engine_folder(home), engine_python(home), engine_marker(home)
     requirement = _requirement(source)
+    try:
+        with _locked(engine_folder(home)):
+            return _install(home, requirement, report)
+    except OSError as error:
+        raise EngineInstallError(f"cannot write {engine_folder(home)}: {error}") from error
+
+
+def _install(home: Path, requirement: str, report: Callable[[str], None]) -> Path:
+    folder, python, marker = engine_folder(home), engine_python(home), engine_marker(home)
     wanted = hashlib.sha256(f"{requirement} {_PINS.read_text('utf-8')}".encode()).hexdigest()
     is_checkout = requirement.startswith("/")  # which may have changed
     if not is_checkout and marker.exists() and marker.read_text("utf-8") == wanted:
         report(f"is installed already: {folder}")
         return python
+    marker.unlink(missing_ok=True)
+    report(f"creating an environment in {folder}")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        marker.unlink(missing_ok=True)
-        report(f"creating an environment in {folder}")
         venv.create(folder, with_pip=True)
-        report("installing PyTorch and the libraries, about 2 GB")
-        _pip(folder, "install", "--requirement", str(_PINS))
-        report(f"installing the library from {source}")
-        _install_library(folder, requirement)
-        report("importing it once")
-        found = find_invoke(python)
-        if found.problems:
-            raise EngineInstallError("\n".join(found.problems))
-        marker.write_text(wanted, "utf-8")
-    except OSError as error:
-        raise EngineInstallError(f"cannot write {folder}: {error}") from error
+    except subprocess.CalledProcessError as error:
+        problem = f"{sys.executable} cannot put pip into {folder}: install its module ensurepip"
+        raise EngineInstallError(f"{problem}, such as by Debian's python3-venv") from error
+    report("installing PyTorch and the libraries, about 2 GB")
+    _pip(folder, "install", "--requirement", str(_PINS))
+    # Not the source, which may have a password.
+    report("installing the library")
+    _install_library(folder, requirement)
+    report("importing it once")
+    found = find_invoke(python)
+    if found.problems:
+        raise EngineInstallError("\n".join(found.problems))
+    marker.write_text(wanted, "utf-8")
     return python
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Make the folder, and keep other installations out of it.
+
+    Raises:
+        EngineInstallError: Another one runs.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "install.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            problem = f"another installation runs in {folder}; wait until it has ended"
+            raise EngineInstallError(problem) from error
+        yield
 
 
 def _requirement(source: str) -> str:

@@ -10,7 +10,7 @@ from tasks.state.connection import connect
 def new_login_link(settings: Settings, broker_url: str) -> str:
     """Return the address of a new login link, and how long it works.
 
-    Whoever can read the file of the console's key can make one.
+    Every user who can read the file of the console's key can make one.
 
     Raises:
         ApiKeysError: The file of the console's key cannot be read, or its key is not valid.

@@ -8,6 +8,7 @@ standard error if it fails.
 """
 
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -19,9 +20,11 @@ from typing import TextIO
 _LINE_EVERY_S = 15.0
 _REDRAW_EVERY_S = 0.5
 _LINES_OF_AN_ERROR = 15
-_WIDTH = 100
+# More than one line of the terminal cannot be drawn again.
+_MAX_WIDTH = 100
 _COLLECTING = re.compile(r"Collecting (\S+)")
 _DOWNLOADING = re.compile(r"\s*Downloading (\S+?)(-[0-9]\S*)?( \([^)]*\))")
+_UNREACHABLE = re.compile(r"after connection broken|Temporary failure in name resolution")
 _INSTALLING = re.compile(r"Installing collected packages: (.*)")
 
 
@@ -48,7 +51,9 @@ class Progress:
         """Return what pip does, how far it is, and since when."""
         minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
         took = f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
-        return f"{took}: {len(self._found)} packages found, {self._doing}"[:_WIDTH]
+        text = f"{took}: {len(self._found)} packages found, {self._doing}"
+        # A package's name may have control characters.
+        return "".join(filter(str.isprintable, text))
 
 
 def run_pip(python: Path, arguments: Sequence[str], log: Path, out: TextIO = sys.stderr) -> int:
@@ -79,17 +84,26 @@ def run_pip(python: Path, arguments: Sequence[str], log: Path, out: TextIO = sys
     shown.join()
     if pip.returncode:
         out.write("".join(lines) + f"pip failed ({pip.returncode}); all of its output: {log}\n")
+        if any(map(_UNREACHABLE.search, lines)):
+            out.write(
+                "pip cannot reach the package index: check the network, the proxy and pip.conf\n"
+            )
     return pip.returncode
 
 
 def _show(progress: Progress, ended: threading.Event, out: TextIO) -> None:
     is_terminal = out.isatty()
     while not ended.wait(_REDRAW_EVERY_S if is_terminal else _LINE_EVERY_S):
-        out.write(f"\r\x1b[K  {progress.text()}" if is_terminal else f"  {progress.text()}\n")
+        width = min(_MAX_WIDTH, shutil.get_terminal_size().columns - 1)
+        text = f"  {progress.text()}"[:width]
+        out.write(f"\r\x1b[K{text}" if is_terminal else f"{text}\n")
         out.flush()
     if is_terminal:
         out.write("\r\x1b[K")
 
 
 if __name__ == "__main__":
-    sys.exit(run_pip(Path(sys.argv[2]), sys.argv[3:], Path(sys.argv[1])))
+    try:
+        sys.exit(run_pip(Path(sys.argv[2]), sys.argv[3:], Path(sys.argv[1])))
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command resumes")

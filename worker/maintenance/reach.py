@@ -55,7 +55,7 @@ def check_hub() -> Finding:
         answer = httpx2.head(
             f"{endpoint}/{model}/resolve/main/{_LICENCE_FILE}", headers=headers, timeout=_TIMEOUT_S
         )
-    except httpx2.HTTPError as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError) as error:
         remedy = "without it, jobs name base models in its cache or in a folder"
         found = f"{endpoint} does not answer ({type(error).__name__})"
         return Finding("warning", subject, found, remedy)

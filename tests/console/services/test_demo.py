@@ -30,8 +30,10 @@ def test_a_demo_becomes_a_job_with_its_images_as_an_upload(
     assert not asyncio.run(demo.state()).is_ready
     with pytest.raises(ConflictError, match="not prepared yet"):
         asyncio.run(demo.start(OPERATOR))
-    folder.archive.write_bytes(zipped({"1.png": PNG, "1.txt": b"a red square"}))
     folder.job.write_text(write_document(job(name="demo-lora")), "utf-8")
+    with pytest.raises(ConflictError, match="images are missing"):
+        asyncio.run(demo.start(OPERATOR))
+    folder.archive.write_bytes(zipped({"1.png": PNG, "1.txt": b"a red square"}))
     assert asyncio.run(demo.state()).is_ready
     record = console.state.get(asyncio.run(demo.start(OPERATOR)))
     assert record.job.name == "demo-lora"

@@ -1,11 +1,13 @@
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tasks.errors import UsageError
 from tasks.settings.settings import Settings
-from worker.local import engine_install
+from worker.local import engine_install, pip_progress
 from worker.local.engine_install import (
     COMMIT,
     LIBRARY,
@@ -75,6 +77,37 @@ def test_an_engine_is_found_once_it_is_complete(
     assert invoke_python(settings) is None
 
 
+def test_one_installation_runs_at_a_time(tmp_path: Path, checkout: Path) -> None:
+    def install_again(_: str) -> None:
+        install_invoke(tmp_path, str(checkout), lambda _: None)
+
+    with pytest.raises(EngineInstallError, match="another installation runs"):
+        install_invoke(tmp_path, str(checkout), install_again)
+
+
+def test_no_step_shows_the_password_of_an_address(
+    tmp_path: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, steps = list[tuple[str, ...]](), list[str]()
+    monkeypatch.setattr(engine_install, "_pip", lambda _, *arguments: asked.append(arguments))
+    monkeypatch.setattr(engine_install, "find_invoke", lambda _: Installed())
+    monkeypatch.setattr("venv.create", lambda folder, **_: folder.mkdir(exist_ok=True))
+    install_invoke(tmp_path, "https://me:s3cret@host/mirror.git", steps.append)
+    assert "s3cret" in asked[-1][-1]
+    assert "s3cret" not in "".join(steps)
+
+
+def test_a_python_without_ensurepip_is_named(
+    tmp_path: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def create(*_: object, **__: object) -> None:
+        raise subprocess.CalledProcessError(1, ["ensurepip"])
+
+    monkeypatch.setattr("venv.create", create)
+    with pytest.raises(EngineInstallError, match="install its module ensurepip"):
+        install_invoke(tmp_path, str(checkout), lambda _: None)
+
+
 @pytest.mark.parametrize(
     ("source", "requirement"),
     [
@@ -113,4 +146,31 @@ def test_a_failure_of_pip_shows_its_end(tmp_path: Path) -> None:
     assert run_pip(python, ("install", "x"), log, out) == 3
     assert "no such package\npip failed (3)" in out.getvalue()
     assert "20\n" not in out.getvalue()
+    assert "package index" not in out.getvalue()
     assert log.read_text("utf-8").startswith("1\n2\n")
+
+
+def test_an_unreachable_index_is_named(tmp_path: Path) -> None:
+    out, index = io.StringIO(), "--index-url=http://127.0.0.1:9"
+    arguments = ("download", index, "--no-deps", "--retries=1", "absent-package")
+    assert run_pip(Path(sys.executable), arguments, tmp_path / "log", out) == 1
+    assert "cannot reach the package index: check the network, the proxy" in out.getvalue()
+
+
+def test_progress_fits_on_a_line_of_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(pip_progress, "_REDRAW_EVERY_S", 0.01)
+    python, out = tmp_path / "python", Screen()
+    name = "long-name-" * 9
+    python.write_text(f"#!/bin/sh\nprintf 'Collecting \\033]0;{name}\\n'\nsleep 0.3\n", "utf-8")
+    python.chmod(0o700)
+    assert run_pip(python, (), tmp_path / "log", out) == 0
+    lines = [line.removeprefix("\x1b[K") for line in out.getvalue().split("\r")]
+    assert any("1 packages found" in line for line in lines)
+    assert all(len(line) < 40 and line.isprintable() for line in lines)

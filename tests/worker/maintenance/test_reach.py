@@ -93,6 +93,14 @@ def test_an_unreachable_hub_is_reported(hub: Hub, monkeypatch: pytest.MonkeyPatc
     assert not hub.asked
 
 
+@pytest.mark.parametrize("endpoint", ["http://[::", "hub", "http://a\x01b", "http://a b"])
+def test_a_malformed_address_of_the_hub_is_reported(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, endpoint: str
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    assert "does not answer" in check_hub().message
+
+
 def test_disks_are_measured_in_gigabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(home=tmp_path / "not made yet")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
