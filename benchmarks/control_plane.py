@@ -34,6 +34,7 @@ from benchmarks.noop_worker import GPU_QUEUE, bare_app, bare_chain
 from benchmarks.results import write_section
 from routing.fair_share import TenantShare, next_tenant
 from routing.queues import CPU_QUEUE
+from tasks.app import make_app
 from tasks.client import Client
 from tasks.contract import STAGES
 from tasks.jobs.job import parse_job
@@ -341,7 +342,8 @@ def _duties(settings: Settings, client: Client, redis: Redis) -> dict[str, Calla
     """Return one round of each maintenance job, and a scrape of the exporter."""
     hour = timedelta(hours=1)
     keys, unreadable = Keys.of({}), unreadable_messages(redis, hour)
-    reconciler = Reconciler(redis, client.control, hour, keys, unreadable)
+    app = make_app(settings, client.broker_url)
+    reconciler = Reconciler(redis, client.control, hour, keys, unreadable, app)
     redelivery = Redelivery(redis, hour, keys, unreadable, MessageGuard(redis).read)
     webhooks = Webhooks(redis, client.state, None, [])
     collector = FleetCollector(redis, hour)

@@ -10,10 +10,10 @@ from celery import Celery
 from opentelemetry.trace import NoOpTracer, Tracer
 
 from tasks.app import make_app
+from tasks.captions.message import send_run
 from tasks.captions.requests import CaptionRequestDocument
 from tasks.captions.runs import CaptionRun, CaptionRuns
 from tasks.clock import broker_time
-from tasks.contract import CAPTION
 from tasks.deletion import remains_of
 from tasks.errors import NoWorkerError, UnknownJobError
 from tasks.eta.history import RunHistoryStore
@@ -248,15 +248,7 @@ class Client:
         run, is_new = self.captions.create(request)
         if is_new:
             try:
-                self._app.send_task(
-                    CAPTION,
-                    (run.id,),
-                    queue=request.queue,
-                    task_id=run.id,
-                    ignore_result=True,
-                    argsrepr=f"captions={run.id} tenant={request.tenant}",
-                    kwargsrepr="{}",
-                )
+                send_run(self._app, run)
             except BaseException:
                 self.captions.remove(run)
                 raise

@@ -47,6 +47,10 @@ def image_key(digest: str) -> str:
     return f"images/{digest[:2]}/{digest}"
 
 
+CAPTIONS = "captions/"
+"""The prefix of the captions that models have written."""
+
+
 def caption_key(settings: str, image: str) -> str:
     """Return the key of the caption that a model has written for an image.
 
@@ -54,7 +58,7 @@ def caption_key(settings: str, image: str) -> str:
         settings: The digest of the model and all else that decides its captions.
         image: The SHA-256 of the image's file.
     """
-    return f"captions/{settings}/{image[:2]}/{image}.txt"
+    return f"{CAPTIONS}{settings}/{image[:2]}/{image}.txt"
 
 
 def pack_prefix(kind: str) -> str:

@@ -1,12 +1,13 @@
-"""Eviction of cache packs: damaged packs, and packs that no job has used for long."""
+"""Eviction of cache packs, damaged or long unused, and of old captions that models have written."""
 
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import datetime, timedelta
+from itertools import islice
 
 from tasks.cache.index import Pack, PackIndex
 from tasks.cache.packs import DamagedPackError, verify_pack
-from tasks.store import Store
+from tasks.store import CAPTIONS, Store
 
 # Concurrent requests to a store that may be far away.
 _THREADS = 16
@@ -43,6 +44,20 @@ def drop_damaged(index: PackIndex, store: Store, keys: Collection[str]) -> list[
         return False
 
     return drop_where(index, store, keys, is_damaged)
+
+
+def drop_captions(store: Store, written_before: datetime, *, dry_run: bool) -> int:
+    """Remove captions that a model has written long ago, and return their number.
+
+    A later run over the same images writes them again. Nothing records when one was last used.
+    """
+    old = (it.key for it in store.iterate(CAPTIONS) if it.modified < written_before)
+    count = 0
+    while keys := list(islice(old, 1000)):
+        count += len(keys)
+        if not dry_run:
+            store.delete(keys)
+    return count
 
 
 def unused(

@@ -7,7 +7,7 @@ a day after their last change. Removing a run cancels it: its worker finds that 
 import json
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from datetime import timedelta
 from importlib.resources import files
@@ -19,6 +19,7 @@ from redis.exceptions import LockError
 from redis.lock import Lock
 
 from tasks.captions.requests import CaptionRequestDocument
+from tasks.clock import broker_time
 from tasks.errors import ErrorCode, JobError
 from tasks.redis_script import Key, ScriptFolder
 from tasks.strict_model import StrictModel
@@ -32,6 +33,9 @@ _LEASE = "training:captions:lease:"
 _RUNNING = "training:captions:running"
 # Before a tenant: a sorted set of its runs that have not ended, by the time of their start.
 _ACTIVE = "training:captions:active:"
+# Sorted set: all runs that have not ended, by when the broker was last seen to have their message;
+# 0 before the first look.
+_UNFINISHED = "training:captions:unfinished"
 _TTL = timedelta(days=1)
 MAX_ACTIVE = 2
 """The runs of a tenant at a time."""
@@ -125,6 +129,8 @@ class CaptionRuns:
                 pipe.zrem(active_key, *ended)
             pipe.zadd(active_key, {run_id: now})
             pipe.expire(active_key, _TTL)
+            pipe.zadd(_UNFINISHED, {run_id: 0})
+            pipe.expire(_UNFINISHED, _TTL)
             fields = run.model_dump(mode="json", exclude={"id", "request"}, exclude_none=True)
             texts: dict[Any, Any] = {name: str(value) for name, value in fields.items()}
             texts["request"] = request.model_dump_json()
@@ -201,11 +207,46 @@ class CaptionRuns:
         with self._redis.pipeline() as pipe:
             pipe.delete(f"{_RUN}{run.id}", f"{_TEXTS}{run.id}")
             pipe.zrem(f"{_ACTIVE}{run.request.tenant}", run.id)
+            pipe.zrem(_UNFINISHED, run.id)
             pipe.execute()
+
+    def without_message(self, sent: Collection[str], patience_s: float) -> list[CaptionRun]:
+        """Return the runs that are to be sent again: their message was lost.
+
+        A run is returned once in that time, until it ends or expires.
+
+        Args:
+            sent: The ids of the runs that the broker has a message of.
+            patience_s: How long a message must be missing.
+        """
+        looked_at = cast(
+            "list[tuple[str, float]]", self._redis.zrange(_UNFINISHED, 0, -1, withscores=True)
+        )
+        now, lost, seen, ended = broker_time(self._redis), [], {}, []
+        for run_id, seen_at in looked_at:
+            run = self.get(run_id)
+            if run is None or run.state in ("done", "failed"):
+                ended.append(run_id)
+            elif run_id in sent or not seen_at:
+                seen[run_id] = now
+            elif now - seen_at >= patience_s:
+                seen[run_id] = now
+                lost.append(run)
+        with self._redis.pipeline() as pipe:
+            if ended:
+                pipe.zrem(_UNFINISHED, *ended)
+            if seen:
+                pipe.zadd(_UNFINISHED, cast("dict[Any, Any]", seen), xx=True)
+                pipe.expire(_UNFINISHED, _TTL)
+            pipe.execute()
+        return lost
 
     def _end(self, run: CaptionRun, state: RunState, **fields: str) -> None:
         self._write(run, None, state=state, **fields)
-        self._redis.zrem(f"{_ACTIVE}{run.request.tenant}", run.id)
+        with self._redis.pipeline() as pipe:
+            pipe.zrem(f"{_ACTIVE}{run.request.tenant}", run.id)
+            pipe.zrem(_UNFINISHED, run.id)
+            pipe.execute()
 
     def _write(
         self, run: CaptionRun, captions: Mapping[str, str] | None = None, **fields: object

@@ -41,6 +41,8 @@ def set_up_logging(
     _keep_above("celery.app.trace", logging.INFO if is_debug else logging.ERROR)
     # A starting worker answers none of Flower's questions yet; Flower asks again.
     _keep_above("flower.inspector", logging.INFO if is_debug else logging.ERROR)
+    # It reports a signal by its number as it stops, and lists Celery's own tasks.
+    _keep_above("flower.command", logging.INFO if is_debug else logging.WARNING)
     # Its lines have whole addresses: those of datasets may be signed, and a receiver's a secret.
     _keep_above("httpx2", logging.WARNING)
     threading.excepthook = _log_thread_error

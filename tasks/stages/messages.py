@@ -184,6 +184,7 @@ class TaskMessage:
         stage: The stage.
         deliveries: How often it was delivered before.
         attempt: The job's attempt when these deliveries began to count.
+        caption_run: The caption run that it starts.
     """
 
     document: dict[str, Any]
@@ -191,6 +192,7 @@ class TaskMessage:
     stage: str | None
     deliveries: int
     attempt: str | None
+    caption_run: str | None = None
 
 
 def read_message(text: bytes | str, queue: str) -> TaskMessage:
@@ -227,11 +229,11 @@ def _read(text: bytes | str, queue: str) -> TaskMessage:
     refuse_repeated_keys(body)
     # What Celery will read.
     body = dumps(loads(body))  # type: ignore[no-untyped-call]
-    job_id = stage = None
+    job_id = stage = caption_run = None
     if task == SUBMIT:
         _check_submission(body, queue)
     elif task == CAPTION:
-        _check_captions(body, queue)
+        caption_run = _caption_run_in(body, queue)
     else:
         stage = _stage_of(task)
         (job_id,), _, embed = _STAGE_BODY.validate_json(body)
@@ -239,7 +241,8 @@ def _read(text: bytes | str, queue: str) -> TaskMessage:
             raise _RefusedError("is in the queue of another stage")
         if embed is not None and embed.chain:
             _check_chain(stage, job_id, embed.chain)
-    return TaskMessage(document, job_id, stage, properties.deliveries, properties.attempt)
+    deliveries, attempt = properties.deliveries, properties.attempt
+    return TaskMessage(document, job_id, stage, deliveries, attempt, caption_run)
 
 
 def _check_submission(body: str | bytes, queue: str) -> None:
@@ -252,13 +255,14 @@ def _check_submission(body: str | bytes, queue: str) -> None:
         raise _RefusedError("is a submission with a chain")
 
 
-def _check_captions(body: str | bytes, queue: str) -> None:
-    """Check the body of a message that asks for captions, whose only argument is a run's id."""
-    _, _, embed = _STAGE_BODY.validate_json(body)
+def _caption_run_in(body: str | bytes, queue: str) -> str:
+    """Return the only argument of a message that asks for captions: the run's id."""
+    (run_id,), _, embed = _STAGE_BODY.validate_json(body)
     if queue != CPU_QUEUE and queue not in GPU_QUEUES:
         raise _RefusedError("asks for captions in the queue of another task")
     if embed is not None and embed.chain:
         raise _RefusedError("asks for captions with a chain")
+    return run_id
 
 
 def _check_chain(stage: str, job_id: str, chain: list[_NextStage]) -> None:

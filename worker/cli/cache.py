@@ -47,7 +47,8 @@ def prune(
         typer.Option(
             min=0,
             max=36_500,
-            help="Remove packs that no job has used for this many days.",
+            help="Remove packs that no job has used for this many days, and captions that a "
+            "model wrote before then.",
             callback=finite,
         ),
     ] = None,
@@ -62,10 +63,10 @@ def prune(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Remove unused packs; packs used within the last hour stay."""
-    from datetime import timedelta
+    """Remove unused packs and old captions; packs used within the last hour stay."""
+    from datetime import UTC, datetime, timedelta
 
-    from tasks.cache.eviction import drop, unused
+    from tasks.cache.eviction import drop, drop_captions, unused
 
     max_age = None if unused_days is None else timedelta(days=unused_days)
     max_bytes = None if max_size is None else _bytes(max_size)
@@ -74,9 +75,13 @@ def prune(
     chosen = unused(packs, max_age=max_age, max_bytes=max_bytes, now=index.now())
     if not dry_run:
         drop(index, store, [pack.key for pack in chosen])
+    captions = 0
+    if max_age is not None:
+        captions = drop_captions(store, datetime.now(UTC) - max_age, dry_run=dry_run)
     freed = sum(pack.size for pack in chosen)
     left = sum(pack.size for pack in packs) - freed
-    _show({"removed": len(chosen), "freed_bytes": freed, "left_bytes": left}, json=json)
+    values = {"removed": len(chosen), "freed_bytes": freed, "left_bytes": left}
+    _show({**values, "captions_removed": captions}, json=json)
 
 
 @commands.command(**about("cache verify", docs="guides/failures.md"))

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -37,6 +38,8 @@ _MAX_HOLDER_CHARACTERS = 2000
 _START_WITHIN_S = 20.0
 _STOP_WITHIN_S = 10.0
 _VERSION_WITHIN_S = 10.0
+# The size at which the server's log is cut to its newest part.
+_MAX_LOG_BYTES, _KEPT_LOG_BYTES = 2_000_000, 200_000
 _SERVERS_ON_PATH = ("valkey-server", "redis-server")
 _MIN_VERSION = (6, 2)
 # The server's message about a file that is damaged before its end; it repairs an end by itself.
@@ -79,6 +82,7 @@ class EmbeddedBroker:
 
     def __init__(self, home: Path, console: str = "") -> None:
         self._folder, self._console = home / "broker", console
+        self._log = self._folder / "valkey.log"
         self._socket = _socket_path(home)
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: IO[str] | None = None
@@ -102,11 +106,12 @@ class EmbeddedBroker:
         self._start_server()
 
     def restart_if_dead(self) -> None:
-        """Restart the server if it has died; its data is on disk.
+        """Restart the server if it has died, its data is on disk; keep its log bounded.
 
         Raises:
             BrokerStartError: The server does not answer.
         """
+        _shorten(self._log)
         if self._process is not None and self._process.poll() is not None:
             logger.warning("the broker ended (%d); restarting it", self._process.returncode)
             self._start_server()
@@ -134,7 +139,7 @@ class EmbeddedBroker:
 
     def _start_server(self) -> None:
         command = [str(self._server), *self._options()]
-        with (self._folder / "valkey.log").open("ab") as log:
+        with self._log.open("ab") as log:
             self._process = spawn(command, stdout=log, stderr=log)
         self._wait_until_it_answers()
 
@@ -161,11 +166,10 @@ class EmbeddedBroker:
             time.sleep(0.02)
 
     def _why_it_ended(self) -> str:
-        log = self._folder / "valkey.log"
-        last_lines = log.read_text("utf-8", errors="replace")[-1000:]
+        last_lines = self._log.read_text("utf-8", errors="replace")[-1000:]
         if _DAMAGED in last_lines:
             return "its append-only file is damaged: docs/guides/backup.md describes the repair"
-        return f"it does not answer; see {log}"
+        return f"it does not answer; see {self._log}"
 
 
 def check_home_is_free(home: Path) -> None:
@@ -199,6 +203,18 @@ def broker_url(settings: Settings) -> str:
             "there is no broker: start one with 'training-worker up', or set TRAINING_BROKER_URL"
         )
     return url
+
+
+def _shorten(log: Path) -> None:
+    """Keep the newest part of a log that is too large; its writer appends behind it."""
+    with suppress(OSError):  # a full disk, or no log yet
+        if log.stat().st_size > _MAX_LOG_BYTES:
+            with log.open("r+b") as file:
+                file.seek(-_KEPT_LOG_BYTES, os.SEEK_END)
+                newest = file.read()
+                file.seek(0)
+                file.truncate()
+                file.write(newest)
 
 
 def _version_of(server: str) -> tuple[int, ...]:

@@ -51,7 +51,7 @@ class FleetMaintenance(WorkerPolicy):
         keys: Keys,
         watch: ThreadWatch,
     ) -> None:
-        self._client, self._settings = client, settings
+        self._app, self._client, self._settings = app, client, settings
         self._results = UnstoredResults(client, app)
         self._watch = watch
         self._timeout = settings.visibility_timeout
@@ -75,7 +75,9 @@ class FleetMaintenance(WorkerPolicy):
         control = JobControl(
             self._client, self._settings.job_ttl, unacked_index=self._keys.unacked_index
         )
-        reconciler = Reconciler(self._client, control, self._timeout, self._keys, self._unreadable)
+        reconciler = Reconciler(
+            self._client, control, self._timeout, self._keys, self._unreadable, self._app
+        )
         jobs: dict[str, MaintenanceJob] = {
             "fleet": self._update_fleet,
             "dispatch": self._queues.dispatch,

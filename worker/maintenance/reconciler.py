@@ -1,4 +1,4 @@
-"""The reconciler: sends the next stage of jobs whose message was lost.
+"""The reconciler: sends the next stage of jobs whose message was lost, and lost caption runs.
 
 The job's record is the truth; messages only carry work to workers. A message can be lost between
 two of kombu's steps, when a worker dies after it popped the message and before it recorded it as
@@ -10,15 +10,17 @@ while, it is sent again with the rest of its chain, under the result id that its
 import json
 import logging
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, cast
 
+from celery import Celery
 from redis import Redis
 
 from routing.queues import ALL_QUEUES
+from tasks.captions.message import send_run
+from tasks.captions.runs import CaptionRuns
 from tasks.clock import broker_time
 from tasks.contract import SUBMIT
 from tasks.stages.messages import MAX_MESSAGE_BYTES, SUBMIT_QUEUES, read_message
@@ -49,6 +51,7 @@ class Reconciler:
         patience: How long a message must be missing: longer than any of kombu's steps takes.
         keys: The keys of kombu's messages.
         unreadable: Where unreadable messages go.
+        app: Sends caption runs.
     """
 
     def __init__(
@@ -58,12 +61,14 @@ class Reconciler:
         patience: timedelta,
         keys: Keys,
         unreadable: UnreadableMessages,
+        app: Celery,
     ) -> None:
         self._redis = client
         self._control = control
         self._patience_s = patience.total_seconds()
         self._keys = keys
         self._unreadable = unreadable
+        self._app = app
         self._next_at = 0.0
 
     def reconcile_if_due(self) -> list[str]:
@@ -74,7 +79,7 @@ class Reconciler:
         return self.reconcile()
 
     def reconcile(self) -> list[str]:
-        """Look for the message of every job in flight.
+        """Look for the message of every job in flight, and of every caption run.
 
         Returns:
             The ids of the jobs that were sent again.
@@ -103,6 +108,7 @@ class Reconciler:
                 send_waiting(self._redis, job)
                 sent.append(job.id)
         self._remember(missing)
+        self._send_captions(found.caption_runs)
         # The last one first: the places of the others stay the same.
         for message, reason in reversed(found.unreadable):
             self._unreadable.add(message.text, message.queue, reason, message.place)
@@ -119,6 +125,11 @@ class Reconciler:
             send_waiting(self._redis, job)
         return [job.id for job in due]
 
+    def _send_captions(self, sent: set[str]) -> None:
+        for run in CaptionRuns(self._redis).without_message(sent, self._patience_s):
+            logger.warning("sent again: the message was lost", extra={"job": run.id})
+            send_run(self._app, run)
+
     def _remember(self, missing: dict[str, str]) -> None:
         with self._redis.pipeline() as pipe:
             pipe.delete(MISSING_MESSAGES)
@@ -134,10 +145,12 @@ class FoundMessages:
 
     Attributes:
         stages: The job and the stage of each message, in a queue or held by a worker.
+        caption_runs: The caption runs that messages start.
         unreadable: Messages in queues that are unreadable, and why; at most a hundred.
     """
 
     stages: set[tuple[str, str]]
+    caption_runs: set[str]
     unreadable: list[tuple[StoredMessage, str]]
 
 
@@ -148,26 +161,26 @@ def scan_messages(client: Redis, keys: Keys) -> FoundMessages:
         client: A connection to the broker that decodes responses.
         keys: The keys of kombu's messages.
     """
-    found = FoundMessages(set(), [])
+    found = FoundMessages(set(), set(), [])
     for queue in ALL_QUEUES:
         for message in queued_messages(client, keys, queue, MAX_STAGE_BYTES):
             try:
-                found.stages.update(_stages_in(message))
+                _add_queued(found, message)
             except ValueError as error:
                 if len(found.unreadable) < _MAX_UNREADABLE:
                     found.unreadable.append((message, str(error)))
     for entry in held_messages(client, keys):
         with suppress(Exception):  # redelivery sets aside what its worker does not renew
             message, _, queue = json.loads(entry.text)
-            found.stages.update(_stages_of(json.dumps(message), queue))
+            _add(found, json.dumps(message), queue)
     return found
 
 
-def _stages_in(message: StoredMessage) -> Iterator[tuple[str, str]]:
+def _add_queued(found: FoundMessages, message: StoredMessage) -> None:
     if message.queue in SUBMIT_QUEUES and _is_submission(message.text):
         return  # its worker checks the rest, which takes twenty times longer: a backlog may be long
     if message.is_whole:
-        yield from _stages_of(message.text, message.queue)
+        _add(found, message.text, message.queue)
     elif message.queue not in SUBMIT_QUEUES or message.place.size > MAX_MESSAGE_BYTES:
         raise ValueError("is too large")
 
@@ -178,7 +191,9 @@ def _is_submission(text: bytes) -> bool:
     return False
 
 
-def _stages_of(text: bytes | str, queue: str) -> Iterator[tuple[str, str]]:
+def _add(found: FoundMessages, text: bytes | str, queue: str) -> None:
     message = read_message(text, queue)
     if message.job_id is not None and message.stage is not None:
-        yield message.job_id, message.stage
+        found.stages.add((message.job_id, message.stage))
+    if message.caption_run is not None:
+        found.caption_runs.add(message.caption_run)

@@ -146,5 +146,5 @@ class CaptionWriter:
 
 def _progress(run: CaptionRunView, total: int) -> str:
     if run.state == "waiting":
-        return "Waiting for a free worker…"
+        return run.waiting_reason or "Waiting for a free worker…"
     return f"Writing captions: {run.done} of {run.total or total}"

