@@ -40,7 +40,7 @@ async def create_captions(
 
 @router.get("/captions/{run_id}")
 async def get_captions(caller: Uploader, services: ServicesDep, run_id: str) -> CaptionRunView:
-    """Return a run with its captions so far. A run is kept for a day."""
+    """Return a run with its captions so far. A tenant's newest runs are kept for a day."""
     return await services.captioning.get(caller, run_id)
 
 

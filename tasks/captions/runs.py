@@ -1,7 +1,8 @@
 """Caption runs in Redis: what is to be captioned, how far a worker is, and the captions so far.
 
 A run is a hash, and its captions another one, by the names of the files in the upload. Both expire
-a day after their last change. Removing a run cancels it: its worker finds that out and stops.
+a day after their last change; of a tenant's ended runs, only the newest few are kept. Removing a
+run cancels it: its worker finds that out and stops.
 """
 
 import json
@@ -25,20 +26,24 @@ from tasks.redis_script import Key, ScriptFolder
 from tasks.strict_model import StrictModel
 
 RunState = Literal["waiting", "running", "done", "failed"]
+ENDED: frozenset[RunState] = frozenset({"done", "failed"})
+"""The states that are final."""
 
 _RUN = "training:captions:run:"
 _TEXTS = "training:captions:texts:"
 _LEASE = "training:captions:lease:"
 # Sorted set: what each worker carries out, as JSON, by the end of its lease.
 _RUNNING = "training:captions:running"
-# Before a tenant: a sorted set of its runs that have not ended, by the time of their start.
-_ACTIVE = "training:captions:active:"
+# Before a tenant: a sorted set of its runs, by the time of their start.
+_OF_TENANT = "training:captions:tenant:"
 # Sorted set: all runs that have not ended, by when the broker was last seen to have their message;
 # 0 before the first look.
 _UNFINISHED = "training:captions:unfinished"
 _TTL = timedelta(days=1)
 MAX_ACTIVE = 2
 """The runs of a tenant at a time."""
+MAX_ENDED = 10
+"""The ended runs of a tenant that are kept: each may be megabytes of names and captions."""
 MAX_ATTEMPTS = 4
 """Starts of a run by workers, each of which was lost or met a transient error."""
 # A start that has not renewed its lease for this long, and whose message was not delivered again.
@@ -107,12 +112,11 @@ class CaptionRuns:
         Raises:
             TooManyCaptionRunsError: The tenant has too many runs that have not ended.
         """
-        active_key = f"{_ACTIVE}{request.tenant}"
+        tenant_key = f"{_OF_TENANT}{request.tenant}"
 
         def change(pipe: Pipeline) -> tuple[CaptionRun, bool]:
-            ids = cast("list[str]", pipe.zrange(active_key, 0, -1))
-            runs = [run for run_id in ids if (run := self.get(run_id)) is not None]
-            active = [run for run in runs if run.state in ("waiting", "running")]
+            ids = cast("list[str]", pipe.zrange(tenant_key, 0, -1))
+            active = [run for run_id in ids if (run := self._unfinished(run_id)) is not None]
             for run in active:
                 if run.request == request:
                     pipe.multi()
@@ -123,12 +127,14 @@ class CaptionRuns:
             run = CaptionRun(
                 id=run_id, request=request, created_at=now, updated_at=now, state="waiting"
             )
+            active_ids = {it.id for it in active}
+            surplus = [it for it in ids if it not in active_ids][:-MAX_ENDED]
             pipe.multi()
-            ended = set(ids) - {it.id for it in active}
-            if ended:
-                pipe.zrem(active_key, *ended)
-            pipe.zadd(active_key, {run_id: now})
-            pipe.expire(active_key, _TTL)
+            if surplus:
+                pipe.zrem(tenant_key, *surplus)
+                pipe.delete(*(f"{prefix}{it}" for it in surplus for prefix in (_RUN, _TEXTS)))
+            pipe.zadd(tenant_key, {run_id: now})
+            pipe.expire(tenant_key, _TTL)
             pipe.zadd(_UNFINISHED, {run_id: 0})
             pipe.expire(_UNFINISHED, _TTL)
             fields = run.model_dump(mode="json", exclude={"id", "request"}, exclude_none=True)
@@ -139,7 +145,14 @@ class CaptionRuns:
             return run, True
 
         transaction = cast("Callable[..., tuple[CaptionRun, bool]]", self._redis.transaction)
-        return transaction(change, active_key, value_from_callable=True)
+        return transaction(change, tenant_key, value_from_callable=True)
+
+    def _unfinished(self, run_id: str) -> CaptionRun | None:
+        """Return a run that has not ended; what others hold is not read."""
+        if self._redis.hget(f"{_RUN}{run_id}", "state") in ENDED:
+            return None
+        run = self.get(run_id)
+        return None if run is None or run.state in ENDED else run
 
     def get(self, run_id: str) -> CaptionRun | None:
         """Return a run; None if there is none of this id, or it was cancelled or has expired."""
@@ -206,7 +219,7 @@ class CaptionRuns:
         """Cancel a run, and remove it with its captions."""
         with self._redis.pipeline() as pipe:
             pipe.delete(f"{_RUN}{run.id}", f"{_TEXTS}{run.id}")
-            pipe.zrem(f"{_ACTIVE}{run.request.tenant}", run.id)
+            pipe.zrem(f"{_OF_TENANT}{run.request.tenant}", run.id)
             pipe.zrem(_UNFINISHED, run.id)
             pipe.execute()
 
@@ -224,8 +237,8 @@ class CaptionRuns:
         )
         now, lost, seen, ended = broker_time(self._redis), [], {}, []
         for run_id, seen_at in looked_at:
-            run = self.get(run_id)
-            if run is None or run.state in ("done", "failed"):
+            run = self._unfinished(run_id)
+            if run is None:
                 ended.append(run_id)
             elif run_id in sent or not seen_at:
                 seen[run_id] = now
@@ -243,10 +256,7 @@ class CaptionRuns:
 
     def _end(self, run: CaptionRun, state: RunState, **fields: str) -> None:
         self._write(run, None, state=state, **fields)
-        with self._redis.pipeline() as pipe:
-            pipe.zrem(f"{_ACTIVE}{run.request.tenant}", run.id)
-            pipe.zrem(_UNFINISHED, run.id)
-            pipe.execute()
+        self._redis.zrem(_UNFINISHED, run.id)
 
     def _write(
         self, run: CaptionRun, captions: Mapping[str, str] | None = None, **fields: object

@@ -20,6 +20,7 @@ from redis.lock import Lock
 from routing.queues import class_of
 from tasks.captions.requests import MAX_IMAGES
 from tasks.captions.runs import (
+    ENDED,
     MAX_ATTEMPTS,
     CaptionRun,
     CaptionRuns,
@@ -61,17 +62,21 @@ def write_captions(
         raise TypeError("this worker has no services for captions")
     started_s, extra = time.monotonic(), {"job": run_id, "stage": "caption"}
     try:
-        run = services.runs.get(run_id)
-        if run is None or run.state in ("done", "failed"):
-            return Discarded(f"caption run {run_id} has ended, or was cancelled")
         lease = services.runs.lease(run_id, services.lease_s)
         if not lease.acquire(blocking=False):
             return RetriedAfterDelay(f"another worker writes the captions of {run_id}")
         try:
+            # Read under the lease: another worker may have ended the run just before.
+            run = services.runs.get(run_id)
+            if run is None or run.state in ENDED:
+                return Discarded(f"caption run {run_id} has ended, or was cancelled")
+            extra["tenant"] = run.request.tenant
             logger.info("caption begins", extra=extra)
-            outcome = _start(run, worker, services, lease, draining)
+            try:
+                outcome = _start(run, worker, services, lease, draining)
+            finally:
+                services.runs.show(run, worker.name, 0)
         finally:
-            services.runs.show(run, worker.name, 0)
             release(lease)
     except redis.RedisError as error:
         outcome = Requeued(f"the broker is unavailable: {error}")

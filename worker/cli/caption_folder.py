@@ -93,6 +93,19 @@ def _texts(
     uploads, upload_id = StoredUploads(Store(settings.resolved_store_url), tenant), uuid4().hex
     request = settings.caption_request(tenant, upload_id, None, style)
     assert request is not None, "there is a model"
+    try:
+        _upload(uploads, upload_id, folder, names)
+        run = client.start_captions(request)
+        try:
+            return _followed(client, run, report)
+        finally:
+            client.captions.remove(run)
+    finally:
+        uploads.delete(upload_id)
+
+
+def _upload(uploads: StoredUploads, upload_id: str, folder: Path, names: list[str]) -> None:
+    """Store images of a folder as an upload."""
     with TemporaryDirectory(prefix="captions-") as scratch:
         archive = Path(scratch) / "images.zip"
         # Images do not become smaller.
@@ -102,14 +115,6 @@ def _texts(
         with archive.open("rb") as stream:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
         uploads.put(upload_id, f"{folder.absolute().name}.zip", archive, sha256)
-    try:
-        run = client.start_captions(request)
-        try:
-            return _followed(client, run, report)
-        finally:
-            client.captions.remove(run)
-    finally:
-        uploads.delete(upload_id)
 
 
 def _followed(client: Client, run: CaptionRun, report: Report) -> dict[str, str]:

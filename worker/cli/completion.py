@@ -92,7 +92,7 @@ def _read_in_time(read: "Callable[[Redis], Offer]") -> Offer:
     def ask() -> None:
         try:
             found.extend(read(connect(broker_url(load_settings()))))
-        except (JobError, RedisError):
+        except (JobError, RedisError, OSError, ValueError):
             return
 
     thread = threading.Thread(target=ask, daemon=True)

@@ -8,6 +8,7 @@ from redis import Redis
 from tasks.captions.requests import CaptionModel, CaptionRequestDocument
 from tasks.captions.runs import (
     MAX_ACTIVE,
+    MAX_ENDED,
     CaptionRuns,
     TooManyCaptionRunsError,
     release,
@@ -75,6 +76,25 @@ def test_tenant_has_a_few_runs_at_a_time(runs: CaptionRuns) -> None:
     assert runs.create(request(tenant="zoo"))[1]
     runs.remove(started[0])
     assert runs.create(request())[1]
+
+
+def test_few_ended_runs_of_a_tenant_are_kept(runs: CaptionRuns, redis_client: Redis) -> None:
+    started = []
+    for number in range(MAX_ENDED + 3):
+        run, _ = runs.create(request(f"{number:032x}"))
+        runs.advance(run, 1, 1, {"a.png": "a cat"})
+        runs.finish(run)
+        started.append(run.id)
+    other, _ = runs.create(request(tenant="zoo"))
+    last, _ = runs.create(request("f" * 32))
+    kept = [it for it in started if runs.get(it) is not None]
+    assert kept == started[-MAX_ENDED:]
+    assert [it for it in started if runs.captions(it)] == kept
+    assert runs.get(last.id)
+    assert runs.get(other.id)
+    keys = redis_client.keys("training:captions:run:*")
+    assert isinstance(keys, list)
+    assert len(keys) == MAX_ENDED + 2
 
 
 def test_cancelled_run_takes_no_more_captions(runs: CaptionRuns, redis_client: Redis) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from redis import Redis
+from redis.lock import Lock
 
 from tasks import events, extras
 from tasks.cache.index import PackIndex
@@ -257,6 +258,23 @@ def test_one_worker_at_a_time_writes_captions(
     # Delivered again after its end.
     assert isinstance(write_captions(run.id, make_worker(other), never), Discarded)
     assert other.requests == []
+
+
+def test_run_that_just_ended_does_not_begin_again(
+    runs: CaptionRuns,
+    run: CaptionRun,
+    make_worker: Callable[..., WorkerContext],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def lease_after_its_end(run_id: str, ttl_s: float) -> Lock:
+        runs.finish(run)
+        return CaptionRuns.lease(runs, run_id, ttl_s)
+
+    monkeypatch.setattr(runs, "lease", lease_after_its_end)
+    trainer = Captioner()
+    assert isinstance(write_captions(run.id, make_worker(trainer), never), Discarded)
+    assert trainer.requests == []
+    assert current(runs, run).state == "done"
 
 
 def test_cancelled_run_stops_and_leaves_nothing(
