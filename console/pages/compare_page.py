@@ -39,7 +39,7 @@ class ComparePage:
         """Build the page."""
         with Tag("div", classes="page-head"), Tag("div", classes="page-head-title"):
             Tag("h1", "Compare jobs")
-            Tag("p", f"Two to {MAX_JOBS} jobs. Reload the page to see their progress.", "muted")
+            Tag("p", f"2 to {MAX_JOBS} jobs. Reload the page to see their progress.", "muted")
         await self._add_choice()
         if len(self._comparison.jobs) < 2:
             return

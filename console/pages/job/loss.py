@@ -68,6 +68,7 @@ def _rounded(value: float) -> float:
 # In the order of the jobs of a comparison; the pattern is for readers who see no colors.
 _COLORS = ("var(--accent)", "var(--part-5)", "var(--part-3)", "var(--part-6)")
 _PATTERNS = ("solid", "dashed", "dotted", [8, 3, 2, 3])
+_LEGEND_LINE = 24
 _LINE = {"type": "line", "showSymbol": False, "animation": False, "silent": True}
 
 
@@ -101,9 +102,15 @@ def comparison_chart(curves: dict[str, LossCurve], *, is_log: bool = False) -> d
             {**_LINE, "name": name, "data": curve.trend(), "color": color, "lineStyle": style}
         )
     longest = max((curve.points() for curve in curves.values()), key=len, default=[])
-    legend = {"bottom": 0, "textStyle": {"color": "var(--ink)", "fontSize": 13}}
+    # One below the other, and cut off: names of any length fit on a phone.
+    text = {"color": "var(--ink)", "fontSize": 13, "width": 240, "overflow": "truncate"}
+    legend = {
+        "orient": "vertical", "bottom": 0, "itemWidth": 32, "itemStyle": {"opacity": 0},
+        "textStyle": text,
+    }  # fmt: skip
     options = _chart(series, longest, is_log=is_log)
-    return {**options, "legend": legend, "grid": {**options["grid"], "bottom": 36}}
+    grid = {**options["grid"], "bottom": 14 + _LEGEND_LINE * len(curves)}
+    return {**options, "legend": legend, "grid": grid}
 
 
 def _chart(
