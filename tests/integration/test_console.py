@@ -80,12 +80,18 @@ def uploaded_in_pieces(client: httpx2.Client, data: bytes) -> str:
 
     with pytest.raises(ConnectionError):
         send(0, interrupted())
-    while True:
-        offset = int(client.head(path, headers=TUS).headers["upload-offset"])
-        if offset == len(data):
-            return str(path.rpartition("/")[2])
-        # While the server has not noticed the break, this is refused.
-        send(offset, data[offset : offset + len(data) // 3 + 1])
+
+    def offset() -> int:
+        return int(client.head(path, headers=TUS).headers["upload-offset"])
+
+    def is_sent() -> bool:
+        start = offset()
+        return send(start, data[start : start + len(data) // 3 + 1]).status_code == 204
+
+    while offset() < len(data):
+        # While the server has not noticed the break, a piece is refused.
+        wait_until(is_sent, timeout_s=PATIENCE_S, description="a piece is taken")
+    return str(path.rpartition("/")[2])
 
 
 def job_of(tiny_model: Path, upload_id: str) -> dict[str, Any]:
@@ -140,7 +146,8 @@ def test_a_job_by_http_from_upload_to_file(console: Served, tiny_model: Path, im
         listed = acme.get(f"/jobs/{job_id}/files").json()
         file = listed["files"][0]
         assert file["name"] == "shapes.safetensors"
-        assert file == {k: listed["manifest"]["files"][0][k] for k in ("name", "size", "sha256")}
+        published = listed["manifest"]["files"][0]
+        assert file == {k: published[k] for k in ("name", "size", "sha256")} | {"step": 12}
         parts = [
             acme.get(f"/jobs/{job_id}/files/{file['name']}", headers={"Range": f"bytes={part}"})
             for part in ("0-99", "100-4999", "5000-")

@@ -59,8 +59,8 @@ class ImagesPart:
         with self._upload_box:
             self._drop = ImageDrop(
                 "Choose images",
-                "Or drop them here: .jpg, .png or .webp, each with a caption in a .txt file of the "
-                "same name, as files, folders or .zip. They are added to those that are here.",
+                "Or drop them here: .jpg, .png or .webp, and captions in .txt files of the same "
+                "names, as files, folders or .zip. They are added to those that are here.",
                 ",".join(ACCEPTED), self._receive, self._received,
             )  # fmt: skip
         self._messages.set_visibility(False)

@@ -37,7 +37,7 @@ _RESOLUTION = "data_loader.resolution"
 _PROMPTS, _INTERVAL = "validation_prompts", "validate_every_n_steps"
 # Option, help, unit. The form omits options that a training type does not have.
 _BASICS = (
-    ("trigger_word", "A word for prompts, such as ohwx. Captions that lack it begin with it.", ""),
+    ("trigger_word", "A word for prompts, such as ohwx, put before captions that lack it.", ""),
     ("placeholder_token", "The word to use in prompts, such as <my-cat>.", ""),
     ("initializer_token", "A known word with a similar meaning, such as cat.", ""),
     ("data_loader.caption_preset", "An object, or a style.", ""),
@@ -49,7 +49,7 @@ _BASICS = (
 )
 _SAMPLES = (
     (_PROMPTS, "One prompt per line. Images are made from them while the job trains.", ""),
-    (_INTERVAL, "Begins as a quarter of the steps.", ""),
+    (_INTERVAL, "A quarter of the steps, unless you change it.", ""),
 )
 # The form offers these for options of which a job sets exactly one.
 _OFFERED = {
