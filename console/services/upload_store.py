@@ -3,35 +3,34 @@
 Several consoles may share the folder: each continues an upload that another one has begun.
 """
 
-import asyncio
-import errno
-import hashlib
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import BinaryIO
 from uuid import uuid4
 
 from anyio import CancelScope
 
 from console.errors import (
-    ChecksumError,
     ConflictError,
     InsufficientStorageError,
     InvalidRequestError,
     NotFoundError,
     TooLargeError,
     TooManyError,
-    TooSlowError,
 )
 from console.services.folder_locks import FolderLocks
+from console.services.incoming_bytes import (
+    Checksum,
+    append,
+    disk_errors,
+    file_sha256,
+    file_size,
+)
 from console.services.threads import in_thread
 from console.views import UploadView
 from tasks.data.stored_datasets import StoredDatasets
@@ -50,33 +49,13 @@ logger = logging.getLogger(__name__)
 
 INCOMPLETE_TTL = timedelta(days=1)
 """Idle time after which an incomplete upload is removed."""
-IDLE_TIMEOUT_S = 60.0
-"""Idle time after which a sender has lost its connection, and another request may continue."""
 # Other processes on this machine still need space for their logs.
 _MIN_FREE_BYTES = 100_000_000
 # Several incomplete uploads at a time, but not a disk full of them.
-_MAX_INCOMPLETE = 20
-_MAX_INCOMPLETE_SIZES = 4
+_MAX_INCOMPLETE, _MAX_INCOMPLETE_SIZES = 20, 4
 # Complete and incomplete ones of a tenant: each listing reads all of them.
 _MAX_UPLOADS = 1000
-_WRITE_BYTES = 2**20
 _MAX_NAME = 200
-
-CHECKSUMS = ("sha1", "sha256")
-"""Algorithms of ``Upload-Checksum``."""
-
-
-@dataclass(frozen=True)
-class Checksum:
-    """Expected checksum of a chunk.
-
-    Attributes:
-        algorithm: One of ``CHECKSUMS``.
-        digest: The chunk's digest.
-    """
-
-    algorithm: str
-    digest: bytes
 
 
 class UploadStore:
@@ -160,9 +139,9 @@ class UploadStore:
         reserved = min(max_length or self._max_bytes, self._max_bytes)
         upload_id = (await in_thread(self.create)(tenant, name, reserved)).id
         try:
-            with self._lock(upload_id), _disk_errors():
+            with self._lock(upload_id), disk_errors():
                 data = self._path(tenant, upload_id) / "data"
-                await _append(data, _with_timeout(chunks), reserved, None)
+                await append(data, chunks, reserved, None)
                 await in_thread(self._set_length)(tenant, upload_id)
                 return await in_thread(self._complete)(tenant, upload_id)
         except BaseException:
@@ -180,7 +159,7 @@ class UploadStore:
             folder = self._path(tenant, upload_id)
             try:
                 about = json.loads((folder / "about.json").read_text("utf-8"))
-                offset = _size(folder / "data")
+                offset = file_size(folder / "data")
             except FileNotFoundError:
                 stored = StoredUploads(self._store, tenant).get(upload_id)
                 if stored is not None:
@@ -264,8 +243,8 @@ class UploadStore:
             if view.is_complete:
                 return view
             data = self._path(tenant, upload_id) / "data"
-            with _disk_errors():
-                await _append(data, _with_timeout(chunks), view.length - view.offset, checksum)
+            with disk_errors():
+                await append(data, chunks, view.length - view.offset, checksum)
             return await in_thread(self._complete)(tenant, upload_id)
 
     async def completed(self, tenant: str, upload_id: str) -> UploadView:
@@ -287,9 +266,11 @@ class UploadStore:
         Raises:
             InsufficientStorageError: The tenant's quota has too little space.
         """
-        self._check_quota(tenant, path.stat().st_size, self._incomplete(tenant))
-        stored = StoredUploads(self._store, tenant)
-        return _view(stored.put(uuid4().hex, _displayed(name), path, _sha256(path)))
+        stored, sha256 = StoredUploads(self._store, tenant), file_sha256(path)
+        # Two of these at a time could exceed the quota together.
+        with self._locks.hold(f"tenant {tenant}"):
+            self._check_quota(tenant, path.stat().st_size, self._incomplete(tenant))
+            return _view(stored.put(uuid4().hex, _displayed(name), path, sha256))
 
     def delete(self, tenant: str, upload_id: str) -> None:
         """Delete an upload.
@@ -354,10 +335,8 @@ class UploadStore:
         names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
         views = []
         for name in names:
-            try:
+            with suppress(NotFoundError):  # it is being deleted
                 views.append(self.get(tenant, name))
-            except NotFoundError:  # it is being deleted
-                continue
         return [view for view in views if not view.is_complete]
 
     def _complete_ones(self, tenant: str) -> dict[str, UploadView]:
@@ -388,10 +367,10 @@ class UploadStore:
         view = self.get(tenant, upload_id)
         if view.is_complete or view.offset < view.length:
             return view
-        folder = self._path(tenant, upload_id)
-        data = folder / "data"
-        stored = StoredUploads(self._store, tenant).put(upload_id, view.name, data, _sha256(data))
-        shutil.rmtree(folder)
+        data = self._path(tenant, upload_id) / "data"
+        uploads, sha256 = StoredUploads(self._store, tenant), file_sha256(data)
+        stored = uploads.put(upload_id, view.name, data, sha256)
+        shutil.rmtree(data.parent)
         return _view(stored)
 
     @contextmanager
@@ -403,21 +382,6 @@ class UploadStore:
 
     def _path(self, tenant: str, upload_id: str) -> Path:
         return self._folder / tenant / upload_id
-
-
-@contextmanager
-def _disk_errors() -> Iterator[None]:
-    """Report a full disk.
-
-    Raises:
-        InsufficientStorageError: The disk is full.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise InsufficientStorageError("the disk is full; send the rest later") from error
 
 
 def _view(stored: StoredUpload) -> UploadView:
@@ -435,64 +399,3 @@ def _view(stored: StoredUpload) -> UploadView:
 def _displayed(name: str) -> str:
     """Return a sender's name for an upload, safe to display."""
     return shortened(escaped(name.strip()), _MAX_NAME) or "upload"
-
-
-def _size(path: Path) -> int:
-    """Return the size of a file, which other hosts may write to: opening it asks its server."""
-    with path.open("rb") as file:
-        return os.fstat(file.fileno()).st_size
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-async def _with_timeout(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield the chunks until the sender is idle for too long: a lost connection may stay open."""
-    while True:
-        try:
-            yield await asyncio.wait_for(anext(chunks), IDLE_TIMEOUT_S)
-        except StopAsyncIteration:
-            return
-        except TimeoutError as error:
-            raise TooSlowError("no data arrived for too long; resume from Upload-Offset") from error
-
-
-async def _append(
-    path: Path, chunks: AsyncIterator[bytes], max_bytes: int, checksum: Checksum | None
-) -> None:
-    """Append the chunks to a file, including those received before an interruption."""
-    digest = None if checksum is None else hashlib.new(checksum.algorithm, usedforsecurity=False)
-    batch, is_valid = bytearray(), checksum is None
-    start = _size(path)
-    with path.open("ab") as file:
-        try:
-            async for chunk in chunks:
-                max_bytes -= len(chunk)
-                if max_bytes < 0:
-                    raise TooLargeError("received more bytes than announced, or than allowed")
-                batch += chunk
-                if digest is not None:
-                    digest.update(chunk)
-                if len(batch) >= _WRITE_BYTES:
-                    # Emptied first: a cancelled write must not be repeated below.
-                    data, batch = bytes(batch), bytearray()
-                    await in_thread(file.write)(data)
-            if checksum is not None and digest is not None:
-                is_valid = digest.digest() == checksum.digest
-                if not is_valid:
-                    raise ChecksumError(
-                        "received bytes differ from Upload-Checksum; send them again"
-                    )
-        finally:
-            with CancelScope(shield=True):
-                await in_thread(_flush)(file, bytes(batch), None if is_valid else start)
-
-
-def _flush(file: BinaryIO, batch: bytes, truncate_to: int | None) -> None:
-    """Write the rest of a chunk, or discard all of an invalid one."""
-    file.write(batch)
-    file.flush()
-    if truncate_to is not None:
-        file.truncate(truncate_to)

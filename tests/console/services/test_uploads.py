@@ -7,8 +7,10 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -16,7 +18,7 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from console.errors import InsufficientStorageError, TooLargeError
-from console.services import upload_store
+from console.services import incoming_bytes, upload_store
 from console.services.upload_store import INCOMPLETE_TTL, UploadStore
 from tasks.data.uploads import NoUploadError, StoredUploads
 from tasks.settings.settings import Settings
@@ -247,7 +249,7 @@ def test_an_idle_sender_does_not_block_the_upload(
 ) -> None:
     upload_id = begin(acme, 100)
     file = console.settings.home_dir / "console" / "uploads" / "acme" / upload_id / "data"
-    monkeypatch.setattr(upload_store, "IDLE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(incoming_bytes, "IDLE_TIMEOUT_S", 0.1)
     over = threading.Event()
 
     def falls_silent() -> Iterator[bytes]:
@@ -287,6 +289,27 @@ def test_all_uploads_of_a_tenant_have_a_quota(
     for upload_id in (whole, unfinished):
         acme.delete(f"/uploads/{upload_id}", headers=TUS)
     begin(acme, 400_000)
+
+
+def test_two_files_at_a_time_do_not_exceed_the_quota(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, file = Store((tmp_path / "store").as_uri()), tmp_path / "file"
+    uploads = UploadStore(tmp_path / "coming", store, Settings())
+    file.write_bytes(b"x" * 1000)
+    monkeypatch.setattr(uploads, "_quota", 2200)
+    check, both = uploads._check_quota, threading.Barrier(2)
+
+    def check_slowly(*arguments: Any) -> None:
+        check(*arguments)
+        with suppress(threading.BrokenBarrierError):
+            both.wait(0.3)
+
+    monkeypatch.setattr(uploads, "_check_quota", check_slowly)
+    with ThreadPoolExecutor() as pool:
+        answers = [pool.submit(uploads.put, "acme", "a", file) for _ in range(2)]
+    errors = [answer.exception() for answer in answers]
+    assert [type(error) for error in errors if error] == [InsufficientStorageError]
 
 
 def test_the_number_of_a_tenants_uploads_is_limited(
