@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from console.api.access import ServicesDep, Uploader
 from console.api.multipart import FORM_TYPE, save_files
 from console.api.openapi import errors, reference
-from console.services.datasets import ChangedDatasetView, SavedDatasetDetails, SavedDatasetView
+from console.services.dataset_views import ChangedDatasetView, SavedDatasetDetails, SavedDatasetView
 from console.services.image_collection import NewFile
 
 router = APIRouter(tags=["datasets"])
@@ -63,7 +63,7 @@ class ImageNames(_Request):
 @router.post("/datasets", status_code=201, responses=errors(404, 409, 507))
 async def create_dataset(
     caller: Uploader, services: ServicesDep, request: NewDataset
-) -> SavedDatasetView:
+) -> ChangedDatasetView:
     """Save the images of an upload as a dataset. The upload stays as it is."""
     return await services.datasets.create(caller, request.name, request.upload, request.tenant)
 
@@ -98,13 +98,8 @@ async def get_dataset(
 async def update_dataset(
     caller: Uploader, services: ServicesDep, dataset_id: str, request: DatasetChanges
 ) -> SavedDatasetView:
-    """Rename a dataset, or write captions. Jobs that were submitted keep what they had."""
-    datasets = services.datasets
-    if request.captions is not None:
-        await datasets.write_captions(caller, dataset_id, request.captions)
-    if request.name is not None:
-        return await datasets.rename(caller, dataset_id, request.name)
-    return await datasets.view(caller, dataset_id)
+    """Rename a dataset, write captions, or both at once. Submitted jobs keep what they had."""
+    return await services.datasets.update(caller, dataset_id, request.name, request.captions)
 
 
 @router.post("/datasets/{dataset_id}/files", responses=errors(409, 507), openapi_extra=_FORM)

@@ -11,7 +11,7 @@ from console.pages.form.drafts import OpenDraft
 from console.pages.form.images_part import ImagesPart
 from console.pages.formatting import count
 from console.pages.layout import Frame
-from console.services.datasets import SavedDatasetView
+from console.services.dataset_views import SavedDatasetView
 from console.services.services import Services
 from tasks.access.api_keys import Scope
 from tasks.data.uploads import upload_id_in
@@ -105,7 +105,5 @@ class DatasetPage:
         images, dataset = self._opened.collection, self._dataset
         if dataset is None:
             return await datasets.save(caller, name, images)
-        if name != dataset.name:
-            dataset = await datasets.rename(caller, dataset.id, name)
         edited = upload_id_in(str(self._opened.first["dataset"]["archive"])) or ""
-        return await datasets.replace_images(caller, dataset.id, images, edited)
+        return await datasets.replace_images(caller, dataset.id, name, images, edited)

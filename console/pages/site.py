@@ -30,7 +30,7 @@ from console.pages.layout import ASSETS, Frame, prefix_of, text_answer
 from console.pages.login_page import add_login_page
 from console.scopes import check_scope
 from console.services.comparison import MAX_JOBS
-from console.services.datasets import SavedDatasetView
+from console.services.dataset_views import SavedDatasetView
 from console.services.services import Services
 from console.services.threads import in_thread
 from console.views import PresetView

@@ -3,16 +3,23 @@
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 from uuid import uuid4
 
 from console.errors import ConflictError, ForbiddenError, InvalidRequestError, NotFoundError
 from console.services.dataset_checks import CheckedDataset, DatasetChecks
-from console.services.image_collection import ImageCollection, NewFile, is_archive
+from console.services.dataset_images import DatasetImages
+from console.services.dataset_views import (
+    ChangedDatasetView,
+    SavedDatasetDetails,
+    SavedDatasetView,
+    view_of,
+)
+from console.services.image_collection import ImageCollection, NewFile
 from console.services.image_files import ImageFiles
 from console.services.threads import in_thread
 from console.services.uploads import DEFAULT_TENANT, Uploads, checked_tenant
-from console.views import DatasetView, Finding, ImageView, UploadView, View
+from console.views import DatasetView
 from tasks.access.api_keys import Caller
 from tasks.data.stored_datasets import StoredDataset, StoredDatasets, tenants_with_datasets
 from tasks.escaping import escaped, shortened
@@ -26,45 +33,6 @@ _MAX_NAME = 100
 # Of a tenant: each listing reads all of them.
 _MAX_DATASETS = 500
 _CHANGED = "another user has changed the dataset meanwhile; open it again"
-
-
-class SavedDatasetView(View):
-    """A saved dataset."""
-
-    id: str
-    name: str
-    tenant: str
-    images: int
-    """Number of images."""
-    size: int
-    """Size of the images in bytes."""
-    upload: str
-    """Id of the upload with the present images. It is kept as long as it is the current one."""
-    revision: int
-    """Grows with each change of the images or captions."""
-    created_at: datetime
-    updated_at: datetime
-
-    @property
-    def source(self) -> str:
-        """Name of the dataset in a job's ``archive`` option."""
-        return f"dataset:{self.id}"
-
-
-class SavedDatasetDetails(SavedDatasetView):
-    """A saved dataset with its report and images."""
-
-    report: DatasetView | None
-    """What a check of the images found, for training at 768 px; null if they were not checked."""
-    contents: tuple[ImageView, ...]
-    """The images with their captions, up to 500 of them."""
-
-
-class ChangedDatasetView(SavedDatasetView):
-    """A saved dataset after files were added."""
-
-    notes: tuple[str, ...]
-    """Why files were not added, or under which name."""
 
 
 class Datasets:
@@ -90,10 +58,11 @@ class Datasets:
     ) -> None:
         self._settings, self._store, self._uploads = settings, store, uploads
         self._files, self._checks, self._audit = files, checks, audit
+        self._images = DatasetImages(settings, uploads, files, checks)
 
     async def create(
         self, caller: Caller, name: str, upload_id: str, tenant: str | None = None
-    ) -> SavedDatasetView:
+    ) -> ChangedDatasetView:
         """Save the images of an upload as a dataset.
 
         Args:
@@ -112,12 +81,9 @@ class Datasets:
         """
         upload = await self._uploads.get(caller, upload_id)
         async with self._files.scratch() as scratch:
-            unpacked = await self._uploads.unpack(
-                caller, upload_id, scratch / "unpacked", self._settings.data_max_bytes
-            )
-            made = self._collection(scratch)
-            await in_thread(made.add)(unpacked.files)
-            return await self.save(caller, name, made, tenant or upload.tenant)
+            made, notes = await self._images.copy(caller, upload_id, scratch)
+            view = await self.save(caller, name, made, tenant or upload.tenant)
+        return ChangedDatasetView(**view.model_dump(), notes=tuple(notes))
 
     async def save(
         self, caller: Caller, name: str, images: ImageCollection, tenant: str | None = None
@@ -133,21 +99,23 @@ class Datasets:
         name = _checked_name(name)
         if len(await in_thread(StoredDatasets(self._store, owner).all)()) >= _MAX_DATASETS:
             raise ConflictError(f"tenant {owner} has {_MAX_DATASETS:,} datasets; delete some")
-        upload, count, report = await self._pack(caller, owner, name, images)
-        now = datetime.now(UTC)
-        dataset = StoredDataset(
-            id=uuid4().hex, tenant=owner, name=name, upload=upload.id, images=count,
-            size=upload.length, created=now, updated=now, report=report,
-        )  # fmt: skip
-        await in_thread(StoredDatasets(self._store, owner).put)(dataset)
-        return _view(dataset)
+        async with self._images.uploaded(caller, owner, name, images) as new:
+            assert new is not None, "there are no former images"
+            now, report = datetime.now(UTC), new.report
+            dataset = StoredDataset(
+                id=uuid4().hex, tenant=owner, name=name, upload=new.upload.id, images=new.count,
+                size=new.upload.length, created=now, updated=now,
+                report=None if report is None else report.model_dump(mode="json"),
+            )  # fmt: skip
+            await in_thread(StoredDatasets(self._store, owner).put)(dataset)
+        return view_of(dataset)
 
     @in_thread
     def all(self, caller: Caller) -> tuple[SavedDatasetView, ...]:
         """Return the datasets that the caller sees, the last changed first."""
         tenants = [caller.tenant] if caller.tenant else tenants_with_datasets(self._store)
         found = [it for tenant in tenants for it in StoredDatasets(self._store, tenant).all()]
-        return tuple(map(_view, sorted(found, key=lambda it: it.updated, reverse=True)))
+        return tuple(map(view_of, sorted(found, key=lambda it: it.updated, reverse=True)))
 
     async def get(self, caller: Caller, dataset_id: str) -> SavedDatasetDetails:
         """Return a dataset with its report and images.
@@ -160,7 +128,7 @@ class Datasets:
         dataset = await in_thread(self._find)(caller, dataset_id)
         images = await self._uploads.images(caller, dataset.upload)
         report = None if dataset.report is None else DatasetView.model_validate(dataset.report)
-        fields = _view(dataset).model_dump()
+        fields = view_of(dataset).model_dump()
         return SavedDatasetDetails(**fields, report=report, contents=images)
 
     @in_thread
@@ -170,42 +138,40 @@ class Datasets:
         Raises:
             NotFoundError: The caller sees no dataset of this id.
         """
-        return _view(self._find(caller, dataset_id))
+        return view_of(self._find(caller, dataset_id))
 
-    @in_thread
-    def rename(self, caller: Caller, dataset_id: str, name: str) -> SavedDatasetView:
-        """Rename a dataset.
-
-        Raises:
-            NotFoundError: The caller sees no dataset of this id.
-            InvalidRequestError: The name is none.
-        """
-        dataset = self._find(caller, dataset_id)
-        with self._uploads.lock(f"dataset {dataset_id}"):
-            renamed = self._find(caller, dataset_id).model_copy(
-                update={"name": _checked_name(name), "updated": datetime.now(UTC)}
-            )
-            StoredDatasets(self._store, dataset.tenant).put(renamed)
-        return _view(renamed)
-
-    async def write_captions(
-        self, caller: Caller, dataset_id: str, captions: Mapping[str, str]
+    async def update(
+        self,
+        caller: Caller,
+        dataset_id: str,
+        name: str | None = None,
+        captions: Mapping[str, str] | None = None,
     ) -> SavedDatasetView:
-        """Write captions of images, by their names; an empty one removes it.
+        """Rename a dataset and write captions: both, or neither.
+
+        Args:
+            caller: The caller.
+            dataset_id: The dataset.
+            name: Its new name; None keeps it.
+            captions: Captions by the names of images, of which an empty one removes it; None keeps
+                all.
 
         Raises:
             NotFoundError: The caller sees no dataset of this id.
-            InvalidRequestError: It has no image of a name.
+            InvalidRequestError: The name is none, or the dataset has no image of a name.
             ConflictError: Another request has changed the dataset.
             InsufficientStorageError: The tenant's quota has too little space.
         """
+        name = None if name is None else _checked_name(name)
+        if captions is None:
+            return await in_thread(self._rename)(caller, dataset_id, name)
 
         def write(images: ImageCollection) -> None:
             _check_names(images, captions)
-            for name, caption in captions.items():
-                images.write_caption(name, caption)
+            for image, caption in captions.items():
+                images.write_caption(image, caption)
 
-        return (await self._edit(caller, dataset_id, write))[0]
+        return (await self._edit(caller, dataset_id, write, name))[0]
 
     async def remove_images(
         self, caller: Caller, dataset_id: str, names: Collection[str]
@@ -238,7 +204,7 @@ class Datasets:
             JobError: An archive cannot be read.
         """
         async with self._files.scratch() as scratch:
-            loose, notes = await self._unpacked(caller, files, scratch)
+            loose, notes = await self._images.loose(caller, files, scratch)
             view, added = await self._edit(caller, dataset_id, lambda images: images.add(loose))
         return ChangedDatasetView(**view.model_dump(), notes=(*notes, *added))
 
@@ -254,33 +220,34 @@ class Datasets:
             JobError: An archive cannot be read.
         """
         async with self._files.scratch() as scratch:
-            loose, notes = await self._unpacked(caller, files, scratch)
-            images = self._collection(scratch)
+            loose, notes = await self._images.loose(caller, files, scratch)
+            images = self._images.collection(scratch)
             added = await in_thread(images.add)(loose)
             view = await self.save(caller, name, images, tenant)
         return ChangedDatasetView(**view.model_dump(), notes=(*notes, *added))
 
     async def replace_images(
-        self, caller: Caller, dataset_id: str, images: ImageCollection, edited: str
+        self, caller: Caller, dataset_id: str, name: str, images: ImageCollection, edited: str
     ) -> SavedDatasetView:
-        """Make loose images the present ones of a dataset; the same ones change nothing.
+        """Make loose images the present ones of a dataset, and name it; the same change nothing.
 
         Args:
             caller: The caller.
             dataset_id: The dataset.
+            name: Its name.
             images: The images.
             edited: The upload of the revision that they are an edited copy of.
 
         Raises:
             NotFoundError: The caller sees no dataset of this id.
-            InvalidRequestError: There is no image.
+            InvalidRequestError: There is no image, or the name is none.
             ConflictError: Another request has changed the dataset meanwhile.
             InsufficientStorageError: The tenant's quota has too little space.
         """
-        dataset = await in_thread(self._find)(caller, dataset_id)
+        name, dataset = _checked_name(name), await in_thread(self._find)(caller, dataset_id)
         if dataset.upload != edited:
             raise ConflictError(_CHANGED)
-        return await self._revise(caller, dataset, images)
+        return await self._revise(caller, dataset, images, name)
 
     @in_thread
     def delete(self, caller: Caller, dataset_id: str) -> None:
@@ -323,85 +290,49 @@ class Datasets:
         return await self._checks.check_images(caller.account, tenant, folder)
 
     async def _edit(
-        self, caller: Caller, dataset_id: str, change: Callable[[ImageCollection], T]
+        self,
+        caller: Caller,
+        dataset_id: str,
+        change: Callable[[ImageCollection], T],
+        name: str | None = None,
     ) -> tuple[SavedDatasetView, T]:
         """Change a copy of a dataset's images, and make it the current revision."""
         dataset = await in_thread(self._find)(caller, dataset_id)
         async with self._files.scratch() as scratch:
-            unpacked = await self._uploads.unpack(
-                caller, dataset.upload, scratch / "unpacked", self._settings.data_max_bytes
-            )
-            images = self._collection(scratch)
-            await in_thread(images.add)(unpacked.files)
+            images, _ = await self._images.copy(caller, dataset.upload, scratch)
             result = await in_thread(change)(images)
-            return await self._revise(caller, dataset, images), result
+            return await self._revise(caller, dataset, images, name), result
 
     async def _revise(
-        self, caller: Caller, dataset: StoredDataset, images: ImageCollection
+        self, caller: Caller, dataset: StoredDataset, images: ImageCollection, name: str | None
     ) -> SavedDatasetView:
-        upload, count, report = await self._pack(caller, dataset.tenant, dataset.name, images)
-        former = await self._uploads.get(caller, dataset.upload)
-        if upload.sha256 == former.sha256:
-            await self._uploads.delete(caller, upload.id)
-            return _view(dataset)
+        former = (await self._uploads.get(caller, dataset.upload)).sha256 or ""
+        tenant, upload_name = dataset.tenant, name or dataset.name
+        async with self._images.uploaded(caller, tenant, upload_name, images, former) as new:
+            if new is None:
+                return await in_thread(self._rename)(caller, dataset.id, name)
 
-        def put() -> StoredDataset:
-            with self._uploads.lock(f"dataset {dataset.id}"):
-                present = self._find(caller, dataset.id)
-                if present.upload != dataset.upload:
-                    raise ConflictError(_CHANGED)
-                revised = present.revised(upload.id, count, upload.length, report)
-                StoredDatasets(self._store, dataset.tenant).put(revised)
-                return revised
+            def put() -> StoredDataset:
+                with self._uploads.lock(f"dataset {dataset.id}"):
+                    present = self._find(caller, dataset.id)
+                    if present.upload != dataset.upload:
+                        raise ConflictError(_CHANGED)
+                    report = None if new.report is None else new.report.model_dump(mode="json")
+                    upload, named = new.upload, present.named(name or present.name)
+                    revised = named.revised(upload.id, new.count, upload.length, report)
+                    StoredDatasets(self._store, tenant).put(revised)
+                    return revised
 
-        try:
-            return _view(await in_thread(put)())
-        except (ConflictError, NotFoundError):
-            await self._uploads.delete(caller, upload.id)
-            raise
+            return view_of(await in_thread(put)())
 
-    async def _pack(
-        self, caller: Caller, tenant: str, name: str, images: ImageCollection
-    ) -> tuple[UploadView, int, dict[str, Any] | None]:
-        """Upload images; return the upload, their number, and the report on them."""
-        captions = [image.caption for image in await in_thread(images.images)()]
-        count = len(captions)
-        if not count:
-            raise InvalidRequestError("a dataset needs an image", "images", "add one")
-        checked = await self._checks.check_images(caller.account, tenant, images.folder)
-        report = checked.report
-        lacking = sum(not caption for caption in captions)
-        if report is not None and lacking:
-            # Not every job reads captions.
-            report = report.model_copy(
-                update={"findings": (_without_captions(lacking, count), *report.findings)}
-            )
-        archive = await in_thread(images.pack)()
-        try:
-            upload = await self._uploads.put(caller, f"{name}.zip", archive, tenant)
-        finally:
-            await in_thread(archive.unlink)(missing_ok=True)
-        return upload, count, None if report is None else report.model_dump(mode="json")
-
-    async def _unpacked(
-        self, caller: Caller, files: Sequence[NewFile], scratch: Path
-    ) -> tuple[list[NewFile], list[str]]:
-        """Return files, those of archives instead of these, and what archives have besides."""
-        loose: list[NewFile] = []
-        notes: list[str] = []
-        for number, file in enumerate(files):
-            if not is_archive(file.name):
-                loose.append(file)
-                continue
-            unpacked = await self._files.unpack(
-                caller.account, file.path, scratch / str(number), self._settings.data_max_bytes
-            )
-            loose += unpacked.files
-            notes += unpacked.notes
-        return loose, notes
-
-    def _collection(self, scratch: Path) -> ImageCollection:
-        return ImageCollection(scratch, "images", self._settings.upload_max_bytes)
+    def _rename(self, caller: Caller, dataset_id: str, name: str | None) -> SavedDatasetView:
+        """Rename a dataset, if there is a new name, and return it."""
+        with self._uploads.lock(f"dataset {dataset_id}"):
+            dataset = self._find(caller, dataset_id)
+            if name not in (None, dataset.name):
+                dataset = dataset.named(name or dataset.name)
+                StoredDatasets(self._store, dataset.tenant).put(dataset)
+        return view_of(dataset)
 
     def _find(self, caller: Caller, dataset_id: str) -> StoredDataset:
         tenants = [caller.tenant] if caller.tenant else tenants_with_datasets(self._store)
@@ -417,25 +348,6 @@ class Datasets:
         if tenant not in (None, caller.tenant):
             raise ForbiddenError("this key saves datasets for its own tenant only", "tenant")
         return caller.tenant
-
-
-def _view(dataset: StoredDataset) -> SavedDatasetView:
-    return SavedDatasetView(
-        id=dataset.id,
-        name=dataset.name,
-        tenant=dataset.tenant,
-        images=dataset.images,
-        size=dataset.size,
-        upload=dataset.upload,
-        revision=dataset.revision,
-        created_at=dataset.created,
-        updated_at=dataset.updated,
-    )
-
-
-def _without_captions(lacking: int, count: int) -> Finding:
-    message = f"{lacking:,} of {count:,} have no caption"
-    return Finding(severity="warning", file="images", message=message, remedy="write them")
 
 
 def _checked_name(name: str) -> str:

@@ -6,10 +6,11 @@ its caption follows it. Packed, they become the archive that a job takes.
 
 import filecmp
 import os
+import secrets
 import shutil
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path, PurePath, PurePosixPath
@@ -116,6 +117,10 @@ class ImageCollection:
         """Return the names of the images."""
         return sorted(path.name for path in self._image_paths())
 
+    def captions(self) -> list[Path]:
+        """Return the caption files, those without an image too."""
+        return [path for path in self._files() if path.suffix == ".txt"]
+
     def path_of(self, name: str) -> Path | None:
         """Return the path of a file; None if the collection has no such file."""
         path = self.folder / name
@@ -140,7 +145,7 @@ class ImageCollection:
         text = (caption or "").strip()
         if text:
             data = text.encode("utf-8", "replace")[: MAX_CAPTION_BYTES - 1]
-            path.with_suffix(".txt").write_bytes(data.decode("utf-8", "ignore").encode() + b"\n")
+            self._replace(path.with_suffix(".txt"), data.decode("utf-8", "ignore") + "\n")
         else:
             path.with_suffix(".txt").unlink(missing_ok=True)
         return True
@@ -159,36 +164,35 @@ class ImageCollection:
                 self.write_caption(image.name, caption)
         return former
 
-    def pack(self, packed: Path | None = None) -> Path:
-        """Return an archive of all files.
-
-        Args:
-            packed: The archive to write; None writes one that exists as long as the collection.
-        """
+    def pack(self) -> Path:
+        """Return a new archive of all files, beside their folder; the caller removes it."""
         assert not self.is_empty, "there is nothing to pack"
-        packed = packed or self._packed
-        # Images do not compress further.
-        with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
-            for path in sorted(self._files()):
-                # One date for all files: the same images make the same archive.
-                info = zipfile.ZipInfo(path.name)
-                with path.open("rb") as source, archive.open(info, "w", force_zip64=True) as target:
-                    shutil.copyfileobj(source, target, 2**20)
+        # Another page may pack the same files.
+        packed = self.folder.with_name(f"{self.folder.name}-{secrets.token_hex(4)}.zip")
+        try:
+            _write_archive(packed, sorted(self._files()))
+        except BaseException:
+            packed.unlink(missing_ok=True)
+            raise
         return packed
 
     def clear(self) -> None:
         """Remove all files."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        self._packed.unlink(missing_ok=True)
 
     def free_bytes(self) -> int:
         """Return by how much the files may grow."""
         free = self._max_bytes - self.size
         return free if self._free_bytes is None else min(free, self._free_bytes())
 
-    @property
-    def _packed(self) -> Path:
-        return self.folder.with_name(f"{self.folder.name}.zip")
+    def _replace(self, path: Path, text: str) -> None:
+        """Write a file as a whole: a full disk leaves the former one."""
+        part = self.folder.with_name(f"{self.folder.name}-{secrets.token_hex(4)}.txt")
+        try:
+            part.write_text(text, "utf-8")
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
     def _files(self) -> list[Path]:
         return list(self.folder.iterdir()) if self.folder.is_dir() else []
@@ -210,6 +214,7 @@ class _Adding:
         self._free_bytes = collection.free_bytes()
         self._images = [collection.folder / name for name in collection.names()]
         self._stems = {name_key(path.stem) for path in self._images}
+        self._captions = len(collection.captions())
         self._sizes: dict[int, list[Path]] = defaultdict(list)
         for path in self._images:
             self._sizes[_size(path)].append(path)
@@ -243,11 +248,9 @@ class _Adding:
                     message = f"{image.name} is over the {MAX_FILES:,} images that a form takes"
                     self.notes.append(message)
                 else:
-                    caption = captions[0].path if captions else image.caption
-                    self._add_image(image, caption)
+                    self._add_image(image, _caption_of(image, captions))
             if captions and not images:
-                stem = self._stem_of(PurePosixPath(captions[0].name).stem)
-                shutil.copyfile(captions[0].path, self._folder / f"{stem}.txt")
+                self._add_caption(captions[0])
 
     def _add_image(self, image: NewFile, caption: Path | None) -> None:
         same = self._same(image.path)
@@ -269,6 +272,16 @@ class _Adding:
         self._stems.add(name_key(path.stem))
         if caption is not None:
             shutil.copyfile(caption, path.with_suffix(".txt"))
+
+    def _add_caption(self, caption: NewFile) -> None:
+        stem = self._stem_of(PurePosixPath(caption.name).stem)
+        path = self._folder / f"{stem}.txt"
+        if not path.exists():
+            if self._captions >= MAX_FILES:
+                self.notes.append(f"{caption.name} is over the {MAX_FILES:,} captions of a form")
+                return
+            self._captions += 1
+        shutil.copyfile(caption.path, path)
 
     def _same(self, path: Path) -> Path | None:
         """Return the image of the same bytes, if the collection has it."""
@@ -294,6 +307,13 @@ class _Adding:
         """Return the stem of the image that a caption belongs to, in the image's own spelling."""
         key = name_key(stem)
         return next((path.stem for path in self._images if name_key(path.stem) == key), stem)
+
+
+def _caption_of(image: NewFile, captions: Sequence[NewFile]) -> Path | None:
+    """Return the caption of an image: names that differ by case only may have one each."""
+    stem = PurePosixPath(image.name).stem
+    exact = (it.path for it in captions if PurePosixPath(it.name).stem == stem)
+    return next(exact, captions[0].path if captions else image.caption)
 
 
 def _name_problem(name: str) -> str:
@@ -322,6 +342,16 @@ def refusal(name: str) -> str:
 def is_archive(name: str) -> bool:
     """Return whether a file is an archive, by its suffix."""
     return name.lower().endswith(ARCHIVES)
+
+
+def _write_archive(packed: Path, files: Iterable[Path]) -> None:
+    # Images do not compress further.
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
+        for path in files:
+            # One date for all files: the same images make the same archive.
+            info = zipfile.ZipInfo(path.name)
+            with path.open("rb") as source, archive.open(info, "w", force_zip64=True) as target:
+                shutil.copyfileobj(source, target, 2**20)
 
 
 def _key(path: Path) -> str:

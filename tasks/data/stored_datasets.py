@@ -68,6 +68,10 @@ class StoredDataset(StrictModel):
         }  # fmt: skip
         return self.model_copy(update=changed)
 
+    def named(self, name: str) -> "StoredDataset":
+        """Return the dataset with another name."""
+        return self.model_copy(update={"name": name, "updated": datetime.now(UTC)})
+
     def has_had(self, upload_id: str) -> bool:
         """Return whether an upload is, or was, a revision."""
         return upload_id == self.upload or upload_id in {it.upload for it in self.former}

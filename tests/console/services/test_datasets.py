@@ -62,8 +62,9 @@ def test_a_dataset_is_made_from_files_and_archives(acme: httpx2.Client) -> None:
 
 
 def test_a_dataset_is_made_from_an_upload_that_may_go(acme: httpx2.Client) -> None:
-    upload_id = upload(acme, zipped({"cat.png": RED, "cat.txt": b"a cat"}))
+    upload_id = upload(acme, zipped({"cat.png": RED, "cat.txt": b"a cat", "movie.mp4": b"x"}))
     made = acme.post("/datasets", json={"name": "cats", "upload": upload_id}).json()
+    assert any("movie.mp4" in note for note in made["notes"])
     assert acme.delete(f"/uploads/{upload_id}").status_code == 204
     assert contents(acme, made["id"]) == {"cat.png": "a cat"}
     kept = acme.delete(f"/uploads/{made['upload']}")
@@ -87,6 +88,44 @@ def test_a_dataset_is_edited(acme: httpx2.Client) -> None:
     assert "has no image x.png, y.png" in unknown.json()["detail"]
     assert acme.post(f"{address}/images:remove", json={"images": ["cat-2.png"]}).status_code == 422
     assert contents(acme, made["id"]) == {"cat-2.png": "blue"}
+
+
+def test_a_dataset_changes_as_a_whole_or_not_at_all(acme: httpx2.Client) -> None:
+    made = saved(acme)
+    address = f"/datasets/{made['id']}"
+    for changes in ({"captions": {"x.png": "a"}}, {"captions": {"cat.png": "b"}, "name": " "}):
+        assert acme.patch(address, json={"name": "mine", **changes}).status_code == 422
+    found = acme.get(address).json()
+    assert (found["name"], found["revision"]) == ("cats", 1)
+    both = acme.patch(address, json={"name": "mine", "captions": {"cat.png": "b"}}).json()
+    assert (both["name"], both["revision"]) == ("mine", 2)
+    # The same captions again make no revision, and take no space.
+    uploads = acme.get("/uploads").json()
+    same = acme.patch(address, json={"name": "ours", "captions": {"cat.png": "b"}}).json()
+    assert (same["name"], same["revision"], same["upload"]) == ("ours", 2, both["upload"])
+    assert acme.get("/uploads").json() == uploads
+
+
+def test_an_edit_that_another_one_overtakes_leaves_nothing(
+    console: Console, acme: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = saved(acme)
+    other, datasets = upload(acme, zipped({"cat.png": BLUE})), StoredDatasets(console.store, "acme")
+    before, images = acme.get("/uploads").json(), console.services.datasets._images
+    copy = images.copy
+
+    async def copy_slowly(*arguments: Any) -> Any:
+        copied = await copy(*arguments)
+        stored = datasets.find(made["id"])
+        assert stored is not None
+        datasets.put(stored.revised(other, 1, 1, None))
+        return copied
+
+    monkeypatch.setattr(images, "copy", copy_slowly)
+    refused = acme.patch(f"/datasets/{made['id']}", json={"captions": {"cat.png": "b"}})
+    assert refused.status_code == 409
+    assert "another user has changed the dataset" in refused.json()["detail"]
+    assert acme.get("/uploads").json() == before
 
 
 def test_a_job_keeps_the_images_that_a_dataset_had(console: Console, acme: httpx2.Client) -> None:

@@ -1,3 +1,4 @@
+import errno
 import zipfile
 from pathlib import Path
 
@@ -184,6 +185,51 @@ def test_captions_are_edited_together_and_restored(tmp_path: Path) -> None:
     assert shown(images) == {"a.png": "a cat", "b.png": None}
 
 
+def test_a_full_disk_leaves_a_caption_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = collection(tmp_path)
+    images.add([given(tmp_path, "a.png"), given(tmp_path, "a.txt", b"a cat")])
+    write = Path.write_text
+
+    def fill_up(path: Path, text: str, *arguments: str) -> int:
+        write(path, text[:1], *arguments)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", fill_up)
+        with pytest.raises(OSError, match="No space left"):
+            images.write_caption("a.png", "a longer caption")
+    assert shown(images) == {"a.png": "a cat"}
+    assert [path.name for path in (tmp_path / "scratch").iterdir()] == ["images"]
+
+
+def test_two_pages_pack_into_two_archives(tmp_path: Path) -> None:
+    images = collection(tmp_path)
+    images.add([given(tmp_path, "a.png")])
+    one, two = images.pack(), images.pack()
+    assert one != two
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_names_that_differ_by_case_keep_their_captions(tmp_path: Path) -> None:
+    images = collection(tmp_path)
+    names = ("cat.png", "Cat.png", "cat.txt", "Cat.txt")
+    images.add([given(tmp_path, name, f"of {name}".encode()) for name in names])
+    assert shown(images) == {"cat.png": "of cat.txt", "Cat-2.png": "of Cat.txt"}
+
+
+def test_captions_without_images_are_limited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_collection, "MAX_FILES", 2)
+    images = collection(tmp_path)
+    assert images.add([given(tmp_path, "a.txt"), given(tmp_path, "b.txt")]) == []
+    assert images.add([given(tmp_path, "a.txt", b"anew")]) == []
+    assert images.add([given(tmp_path, "c.txt")]) == ["c.txt is over the 2 captions of a form"]
+    assert {path.name for path in images.captions()} == {"a.txt", "b.txt"}
+
+
 def test_paths_outside_the_collection_are_ignored(tmp_path: Path) -> None:
     images = collection(tmp_path)
     images.add([given(tmp_path, "a.png")])
@@ -199,6 +245,6 @@ def test_paths_outside_the_collection_are_ignored(tmp_path: Path) -> None:
 def test_clearing_leaves_no_files(tmp_path: Path) -> None:
     images = collection(tmp_path)
     images.add([given(tmp_path, "a.png")])
-    images.pack()
+    images.pack().unlink()
     images.clear()
     assert list((tmp_path / "scratch").iterdir()) == []
