@@ -34,6 +34,11 @@ _OF_JOBS = ("training", WORKING_COPY)
 _CONFIG: TypeAdapter[TrainingConfig] = TypeAdapter(TrainingConfig)
 
 
+def results_of(working_copy: Path) -> Path:
+    """Return the folder of the results of a working copy's checks, beside it."""
+    return working_copy.with_name(f"{working_copy.name}.checks")
+
+
 class CheckRequest(StrictModel):
     """Request to the process."""
 
@@ -43,6 +48,8 @@ class CheckRequest(StrictModel):
     """Whether only what is true of the images in any job is reported."""
     working_copy: str = ""
     """The folder of ``WORKING_COPY``."""
+    results: str = ""
+    """The folder of the results of its earlier checks: only new images are decoded."""
     tenant: str
     store_url: str
     downloads_dir: str
@@ -138,6 +145,7 @@ class DatasetChecks:
                 images_only=images_only,
                 training=job.training.model_dump(mode="json"),
                 working_copy="" if working_copy is None else str(working_copy),
+                results="" if working_copy is None else str(results_of(working_copy).resolve()),
                 tenant=job.tenant,
                 store_url=self._settings.resolved_store_url,
                 downloads_dir=str(self._settings.downloads_dir),
@@ -166,7 +174,8 @@ def _check(request: CheckRequest) -> dict[str, Any]:
     # Both always run: the caller gets all problems at once.
     model_problems = [] if request.images_only else check_base_model(config)
     limits = (lambda _: []) if request.images_only else token_limits
-    report = check_dataset(config, sources, decoders=DECODERS, limits=limits)
+    known = Store(Path(request.results).as_uri()) if request.results else None
+    report = check_dataset(config, sources, decoders=DECODERS, limits=limits, store=known)
     if request.images_only:
         report.warnings = [it for it in report.warnings if it.location not in _OF_JOBS]
     else:

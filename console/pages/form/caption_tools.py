@@ -10,6 +10,10 @@ from console.pages.form.drafts import OpenDraft
 from console.pages.form.working_copy import WorkingCopy
 from console.pages.formatting import count
 from console.pages.layout import Frame
+from tasks.dataset import MAX_CAPTION_BYTES
+
+# Of each field: a page computes the change of all captions while the user types.
+_MAX_TEXT = 1000
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,9 @@ class CaptionEdit:
 
     def apply(self, caption: str) -> str:
         """Return a changed caption; an image without a caption keeps none."""
-        text = caption.replace(self.find, self.replacement) if self.find else caption
+        # A caption that grows further is cut there.
+        most = MAX_CAPTION_BYTES // max(1, len(self.replacement)) + 1
+        text = caption.replace(self.find, self.replacement, most) if self.find else caption
         prefix, suffix = self.prefix.strip(), self.suffix.strip()
         if not text.strip():
             return text
@@ -133,7 +139,7 @@ class CaptionTools:
         self._same_text = str(typed)
 
     def _set(self, name: str, typed: Any) -> None:
-        self._values[name] = str(typed)
+        self._values[name] = str(typed)[:_MAX_TEXT]
         self._show_count()
 
     def _show_count(self) -> None:

@@ -14,6 +14,7 @@ from redis import Redis
 
 from console.errors import TooLargeError
 from console.pages.form.draft import Draft
+from console.services.dataset_checks import results_of
 from console.services.image_collection import ImageCollection
 from console.services.keys import DRAFTS_PREFIX
 from console.services.shared_values import SharedValues, available
@@ -73,6 +74,7 @@ class OpenDraft:
         checked: The options and changes that the report is about.
         changes: Number of changes of the images and captions.
         revision: Names the state in the broker that it was read from, or saved as.
+        is_closed: Whether it was closed: what still runs for its page saves nothing.
     """
 
     id: str
@@ -90,6 +92,7 @@ class OpenDraft:
     checked: tuple[str, int] | None = None
     changes: int = 0
     revision: str = ""
+    is_closed: bool = False
 
     @property
     def thumbnails(self) -> Path:
@@ -211,11 +214,13 @@ class Drafts:
         return sorted(found, key=lambda draft: draft.saved_at, reverse=True)[:_MAX_BEGUN]
 
     def save(self, opened: OpenDraft) -> None:
-        """Keep what the caller has filled in so far.
+        """Keep what the caller has filled in so far, unless the draft is closed.
 
         Raises:
             TooLargeError: It is too large.
         """
+        if opened.is_closed:
+            return
         revision = secrets.token_hex(8)
         value = {
             "key": opened.caller.name,
@@ -236,6 +241,7 @@ class Drafts:
 
     def close(self, opened: OpenDraft) -> None:
         """Close a draft that was submitted, saved or discarded."""
+        opened.is_closed = True
         with available():
             self._values.remove(opened.id)
         self._forget(opened.caller.account, opened.id)
@@ -263,6 +269,7 @@ class Drafts:
         collection = opened.collection if opened else self._collection(account, draft_id)
         collection.clear()
         shutil.rmtree(collection.scratch / f"{draft_id}.thumbnails", ignore_errors=True)
+        shutil.rmtree(results_of(collection.folder), ignore_errors=True)
 
     def _collection(self, account: str, draft_id: str) -> ImageCollection:
         return ImageCollection(

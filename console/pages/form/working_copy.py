@@ -4,8 +4,8 @@ import asyncio
 import json
 import secrets
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from anyio import CancelScope
 from nicegui.elements.upload_files import FileUpload
 from pydantic import ValidationError
 
-from console.errors import ConsoleError, NotFoundError
+from console.errors import ConflictError, ConsoleError, NotFoundError
 from console.pages.form.drafts import OpenDraft, ShownImage
 from console.pages.layout import Frame
 from console.services.dataset_checks import WORKING_COPY
@@ -33,6 +33,7 @@ _CHECKED_OPTIONS = (
     "type", "model", "data_loader", "train_batch_size", "use_masks",
     "clip_tokenizer_max_length", "t5_tokenizer_max_length",
 )  # fmt: skip
+_GONE = "another page has submitted or discarded this form; open a new one"
 
 
 class WorkingCopy:
@@ -101,17 +102,9 @@ class WorkingCopy:
 
     async def receive(self, files: Sequence[FileUpload]) -> None:
         """Add files that a browser sends; an archive's images are added one by one."""
-        async with self._lock, self._staging() as staging:
-            loose = []
-            for number, file in enumerate(files):
-                # The browser encodes the folders, of which NiceGUI would keep none.
-                name, path = unquote(file.name, errors="replace"), staging / str(number)
-                await file.save(path)
-                if is_archive(name):
-                    await self._add_archive(name, path, staging / f"{number}.files")
-                else:
-                    loose.append(NewFile(name, path))
-            await self._add(loose)
+        async with self._lock:
+            with self._noting("Not added: some files"):
+                await self._receive(files)
 
     async def find_former(self) -> None:
         """Copy the images of an earlier job, whose upload the draft names, to edit them here."""
@@ -159,12 +152,15 @@ class WorkingCopy:
             for name, caption in captions.items():
                 self._opened.collection.write_caption(name, caption)
 
-        await in_thread(write)()
+        with self._noting("The captions were not written"):
+            await in_thread(write)()
         await self._changed()
 
     async def edit_captions(self, edit: Callable[[CollectedImage], str]) -> dict[str, str | None]:
         """Change captions; return those that changed, as they were."""
-        former = await in_thread(self._opened.collection.edit_captions)(edit)
+        former: dict[str, str | None] = {}
+        with self._noting("The captions were not changed"):
+            former = await in_thread(self._opened.collection.edit_captions)(edit)
         if former:
             await self._changed()
         return former
@@ -239,6 +235,8 @@ class WorkingCopy:
         """
         async with self._lock:
             caller = self._frame.allowed(Scope.UPLOADS)
+            if await in_thread(lambda: self._opened.collection.is_empty)():
+                raise ConflictError(_GONE)
             archive = await in_thread(self._opened.collection.pack)()
             try:
                 return await self._services.uploads.put(caller, name, archive)
@@ -251,6 +249,19 @@ class WorkingCopy:
             await self._services.uploads.delete(self._frame.allowed(Scope.UPLOADS), upload.id)
         except (ConsoleError, JobError) as error:
             self.message = f"The upload {upload.id} could not be deleted: {error}"
+
+    async def _receive(self, files: Sequence[FileUpload]) -> None:
+        async with self._staging() as staging:
+            loose = []
+            for number, file in enumerate(files):
+                # The browser encodes the folders, of which NiceGUI would keep none.
+                name, path = unquote(file.name, errors="replace"), staging / str(number)
+                await file.save(path)
+                if is_archive(name):
+                    await self._add_archive(name, path, staging / f"{number}.files")
+                else:
+                    loose.append(NewFile(name, path))
+            await self._add(loose)
 
     async def _add_archive(self, name: str, path: Path, folder: Path) -> None:
         account = self._frame.allowed(Scope.UPLOADS).account
@@ -280,11 +291,20 @@ class WorkingCopy:
         self._notes += [f"Not added: {note}" for note in notes]
         await self._changed()
 
+    @contextmanager
+    def _noting(self, failure: str) -> Iterator[None]:
+        """Note that the disk failed, as a full one does."""
+        try:
+            yield
+        except OSError as error:
+            self._notes.append(f"{failure}: {error.strerror or error}")
+
     @asynccontextmanager
     async def _staging(self) -> AsyncIterator[Path]:
         """Make a folder beside the collection, from which files are moved into it."""
         collection = self._opened.collection
-        folder = collection.scratch / f"{self._opened.id}.{secrets.token_hex(4)}"
+        # A name that no draft has: those of a killed console are removed after an hour.
+        folder = collection.scratch / f"{self._opened.id}-{secrets.token_hex(4)}"
         await in_thread(folder.mkdir)(parents=True)
         try:
             yield folder

@@ -1,16 +1,18 @@
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from console.errors import TooManyError
-from console.services import processes
+from console.services import dataset_checks, processes
 from console.services.dataset_checks import CheckRequest, DatasetChecks
 from console.services.image_files import ImageFiles
 from console.services.processes import Processes
+from tasks.data import validation
 from tasks.data.read_policy import ReadPolicy
 from tasks.jobs.job import parse_job
-from tests.console.conftest import Served, job
+from tests.console.conftest import Served, image, job
 
 
 def test_checks_of_one_account_leave_room_for_others(
@@ -49,3 +51,39 @@ def test_checks_of_one_account_leave_room_for_others(
         await other
 
     asyncio.run(asyncio.wait_for(use(), 30))
+
+
+def test_only_new_images_of_a_working_copy_are_decoded(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, decoded, sent = tmp_path / "draft", list[str](), list[CheckRequest]()
+    decode_all = validation.decode_all
+
+    def count_decoded(requests: Any, *, find: Any, **options: Any) -> Any:
+        def find_counted(request: dict[str, Any]) -> Any:
+            found = find(request)
+            if found is None:
+                decoded.append(Path(request["path"]).name)
+            return found
+
+        return decode_all(requests, find=find_counted, **options)
+
+    async def keep(_module: str, request: CheckRequest) -> dict[str, Any]:
+        sent.append(request)
+        return {}
+
+    monkeypatch.setattr(validation, "decode_all", count_decoded)
+    monkeypatch.setattr(processes, "run_process", keep)
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"{number}.png").write_bytes(image("red", (64, 65 + number)))
+        (folder / f"{number}.txt").write_text("a red one", "utf-8")
+        started = Processes()
+        files = ImageFiles(served.settings, started, tmp_path / "thumbnails")
+        checks = DatasetChecks(served.settings, started, files)
+        asyncio.run(checks.check_images("acme", "acme", folder))
+        assert dataset_checks._check(sent[-1])["report"]["images"] == number + 1
+    assert decoded == ["0.png", "1.png", "2.png"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        name for number in range(3) for name in (f"{number}.png", f"{number}.txt")
+    ]

@@ -1,6 +1,7 @@
 import pytest
 
 from console.pages.form.caption_tools import CaptionEdit
+from tasks.dataset import MAX_CAPTION_BYTES
 
 
 @pytest.mark.parametrize(
@@ -24,3 +25,11 @@ def test_a_change_of_captions(edit: CaptionEdit, caption: str, changed: str) -> 
     if changed:
         again = CaptionEdit(prefix=edit.prefix, suffix=edit.suffix)
         assert again.apply(changed) == changed
+
+
+def test_a_change_makes_no_text_that_is_too_long_to_be_kept() -> None:
+    edit = CaptionEdit(find="a", replacement="bcd" * 300)
+    changed = edit.apply("a" * MAX_CAPTION_BYTES)
+    assert changed[:MAX_CAPTION_BYTES] == ("bcd" * 30_000)[:MAX_CAPTION_BYTES]
+    assert len(changed) < 3 * MAX_CAPTION_BYTES
+    assert CaptionEdit(find="a").apply("a" * MAX_CAPTION_BYTES) == ""

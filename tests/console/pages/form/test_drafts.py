@@ -63,6 +63,9 @@ def test_only_its_caller_finds_a_form(tmp_path: Path, redis_client: Redis) -> No
     assert opened is not None
     drafts.close(opened)
     assert drafts.find(ACME, draft_id) is None
+    # What still runs for its page, such as a model that writes captions, does not open it again.
+    drafts.save(opened)
+    assert drafts.find(ACME, draft_id) is None
 
 
 def test_another_console_continues_a_form(tmp_path: Path, redis_client: Redis) -> None:
@@ -114,6 +117,7 @@ def test_images_of_expired_forms_are_removed(tmp_path: Path, redis_client: Redis
     for draft_id in (kept, expired):
         add(drafts, ACME, draft_id, tmp_path / "file", 10)
     (folder / "of-a-killed-console").touch()
+    (folder / f"{kept}-0a1b2c3d").mkdir()
     for path in folder.iterdir():
         os.utime(path, (1, 1))
     redis_client.delete(f"training:draft:{expired}")
