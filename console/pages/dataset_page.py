@@ -90,6 +90,7 @@ class DatasetPage:
         self._problem.update_text("")
         self._status.update_text("Saving…")
         try:
+            await self._part.copy.settle()
             saved = await self._saved(self._opened.draft.name)
         except (ConsoleError, JobError, OSError) as error:
             self._problem.update_text(f"The dataset was not saved: {error}")

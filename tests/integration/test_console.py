@@ -9,13 +9,18 @@ from typing import Any
 
 import httpx2
 import pytest
+from PIL import Image, ImageDraw
+from playwright.sync_api import Page, expect
+from safetensors import safe_open
 
 from tasks.state.connection import connect
+from tests.integration.browsers import chromium, field, log_in, visit
 from tests.integration.conftest import short_job
 from tests.integration.fleets import PATIENCE_S, Fleet, free_port
 from tests.waiting import wait_until
 
 TUS = {"Tus-Resumable": "1.0.0"}
+PATIENCE_MS = 1000 * PATIENCE_S
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +215,70 @@ def test_a_model_writes_the_captions_of_an_upload(console: Served, images: Path)
         assert len(list(store.rglob("*.txt"))) == len({*run["captions"]})
     with connect(console.fleet.broker_url) as broker:
         assert not broker.keys("training:captions:[rtl]*")
+
+
+def test_a_person_trains_on_captions_that_a_model_wrote(
+    console: Served, tiny_model: Path, tmp_path: Path
+) -> None:
+    photos = tmp_path / "photos"
+    draw_uncaptioned(photos, 15)
+    with chromium() as browser, visit(browser, console.url) as page:
+        log_in(page, console.keys["acme"])
+        page.get_by_role("link", name="New job").first.click()
+        page.get_by_role("heading", level=1, name="New job").wait_for()
+        for label, text in (
+            ("Name", "my-shapes"), ("Base model", str(tiny_model)), ("Trigger word", "ohwx"),
+            ("Resolution", "64"), ("Steps", "4"), ("Sample prompts", "a red disc"),
+        ):  # fmt: skip
+            field(page, label).fill(text)
+
+        # The model writes captions; the person changes one, and adds what a tiny model leaves out.
+        page.locator("input[type=file]").set_input_files(sorted(photos.iterdir()))
+        expect(page.get_by_text("15 images have no caption.")).to_be_visible(timeout=PATIENCE_MS)
+        page.get_by_role("button", name="Write captions for 15 images").click()
+        ended = page.get_by_text(re.compile(r"^Wrote \d+ captions\."))
+        expect(ended).to_be_visible(timeout=PATIENCE_MS)
+        captions = [page.get_by_label(f"Caption of {n:02d}.png") for n in range(1, 16)]
+        lacking = [caption for caption in captions if not caption.input_value()]
+        assert f"Wrote {15 - len(lacking)} captions." in ended.inner_text()
+        assert len(lacking) < 10
+        edited = {captions[0], *lacking}
+        for caption in edited:
+            caption.fill("a disc that a person described")
+        page.get_by_role("button", name="Start training").click()
+        page.wait_for_url("**/jobs/*", timeout=PATIENCE_MS)
+
+        sample = page.get_by_role("img", name=re.compile("a red disc, at step")).first
+        expect(sample).to_be_visible(timeout=PATIENCE_MS)
+        assert sample.evaluate("it => it.decode().then(() => it.naturalWidth)") == 64
+        file = downloaded(page, "my-shapes.safetensors", tmp_path)
+        about = json.loads(downloaded(page, "my-shapes.json", tmp_path).read_text("utf-8"))
+
+    # The file and its description have the trigger word, and so has each caption.
+    assert "ohwx" in json.dumps(about)
+    with safe_open(file, "pt") as opened:
+        header = opened.metadata()
+    assert header["modelspec.trigger_phrase"] == "ohwx"
+    [tags] = json.loads(header["ss_tag_frequency"]).values()
+    assert tags["ohwx"] == 15
+    assert tags["a disc that a person described"] == len(edited)
+
+
+def draw_uncaptioned(folder: Path, count: int) -> None:
+    folder.mkdir()
+    for number in range(1, count + 1):
+        image = Image.new("RGB", (96, 96), (17 * number, 255 - 17 * number, 90))
+        left = 4 * number
+        ImageDraw.Draw(image).ellipse((left, 8, left + 5 + 2 * number, 60), fill="crimson")
+        image.save(folder / f"{number:02d}.png")
+
+
+def downloaded(page: Page, name: str, folder: Path) -> Path:
+    with page.expect_download(timeout=PATIENCE_MS) as download:
+        page.get_by_role("link", name=f"Download {name}", exact=True).click()
+    path = folder / name
+    download.value.save_as(path)
+    return path
 
 
 def test_the_cli_checks_an_upload(console: Served, tiny_model: Path, images: Path) -> None:

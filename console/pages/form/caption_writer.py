@@ -108,8 +108,7 @@ class CaptionWriter:
                     break
                 await asyncio.sleep(_INTERVAL_S)
                 run = await self._captioning.get(caller, run.id)
-            ended = f"Wrote {count(len(replaced), 'caption')}."
-            self._status.update_text(f"{ended} {run.error}" if run.error else ended)
+            self._status.update_text(_ending(run, names, len(replaced)))
         except (ConsoleError, JobError) as error:
             self._status.update_text(f"The captions cannot be written: {error}")
         finally:
@@ -142,6 +141,14 @@ class CaptionWriter:
         except (ConsoleError, JobError) as error:
             self._images.message = f"The caption run could not be removed: {error}"
         await self._images.discard(upload)
+
+
+def _ending(run: CaptionRunView, names: list[str], written: int) -> str:
+    lines = [f"Wrote {count(written, 'caption')}."]
+    lacking = sum(name not in run.captions for name in names)
+    if run.state == "done" and lacking:
+        lines.append(f"The model found no words for {count(lacking, 'image')}.")
+    return " ".join([*lines, *filter(None, [run.error])])
 
 
 def _progress(run: CaptionRunView, total: int) -> str:

@@ -53,7 +53,7 @@ class DatasetPart:
         self._on_changed = on_changed
         self._fields: dict[str, Field] = {}
         self._saved: tuple[SavedDatasetView, ...] = ()
-        self._saved_name = ""
+        self._saved_name, self._is_saving = "", False
         hint = "Ten to fifty good images are enough for a subject or a style."
         with panel("Images", hint), Tag("div", classes="stack"):
             self._source_box = Tag("div", classes="source-box")
@@ -149,15 +149,21 @@ class DatasetPart:
         self._saved_name = str(name)
 
     async def _save_as_dataset(self) -> None:
+        if self._is_saving:
+            return
+        self._is_saving = True
         name = self._saved_name or self._draft.name
         self._saved_status.update_text("Saving…")
         try:
+            await self.images.settle()
             dataset = await self._services.datasets.save(
                 self._frame.allowed(Scope.UPLOADS), name, self._opened.collection
             )
         except (ConsoleError, JobError, OSError) as error:
             self._saved_status.update_text(f"The dataset was not saved: {error}")
             return
+        finally:
+            self._is_saving = False
         images = count(dataset.images, "image")
         self._saved_status.update_text(f"Saved {images} as {dataset.name}.")
 

@@ -55,7 +55,7 @@ class WorkingCopy:
     ) -> None:
         self._frame, self._services, self._opened = frame, services, opened
         self._save = save
-        self._lock = asyncio.Lock()
+        self._lock, self._edits = asyncio.Lock(), asyncio.Lock()
         self._notes: list[str] = []
         self.message = ""
         """Why the images could not be read, checked or uploaded."""
@@ -138,8 +138,9 @@ class WorkingCopy:
 
     async def remove(self, name: str) -> None:
         """Remove an image, or a caption without an image."""
-        await in_thread(self._opened.collection.remove)(name)
-        await self._changed()
+        async with self._editing():
+            await in_thread(self._opened.collection.remove)(name)
+            await self._changed()
 
     async def write_caption(self, name: str, caption: str) -> None:
         """Write an image's caption."""
@@ -152,18 +153,25 @@ class WorkingCopy:
             for name, caption in captions.items():
                 self._opened.collection.write_caption(name, caption)
 
-        with self._noting("The captions were not written"):
-            await in_thread(write)()
-        await self._changed()
+        async with self._editing():
+            with self._noting("The captions were not written"):
+                await in_thread(write)()
+            await self._changed()
 
     async def edit_captions(self, edit: Callable[[CollectedImage], str]) -> dict[str, str | None]:
         """Change captions; return those that changed, as they were."""
         former: dict[str, str | None] = {}
-        with self._noting("The captions were not changed"):
-            former = await in_thread(self._opened.collection.edit_captions)(edit)
-        if former:
-            await self._changed()
+        async with self._editing():
+            with self._noting("The captions were not changed"):
+                former = await in_thread(self._opened.collection.edit_captions)(edit)
+            if former:
+                await self._changed()
         return former
+
+    async def settle(self) -> None:
+        """Wait for the edits that have begun: a user may click right after typing."""
+        async with self._edits:
+            pass
 
     async def list_images(self) -> None:
         """Read which images and captions there are."""
@@ -234,6 +242,7 @@ class WorkingCopy:
             OSError: The disk failed.
         """
         async with self._lock:
+            await self.settle()
             caller = self._frame.allowed(Scope.UPLOADS)
             if await in_thread(lambda: self._opened.collection.is_empty)():
                 raise ConflictError(_GONE)
@@ -290,6 +299,13 @@ class WorkingCopy:
         notes = await in_thread(self._opened.collection.add)(files)
         self._notes += [f"Not added: {note}" for note in notes]
         await self._changed()
+
+    @asynccontextmanager
+    async def _editing(self) -> AsyncIterator[None]:
+        # The report is stale from now on, not only once the edit is written.
+        self._opened.changes += 1
+        async with self._edits:
+            yield
 
     @contextmanager
     def _noting(self, failure: str) -> Iterator[None]:

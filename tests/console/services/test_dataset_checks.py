@@ -10,6 +10,7 @@ from console.services.dataset_checks import CheckRequest, DatasetChecks
 from console.services.image_files import ImageFiles
 from console.services.processes import Processes
 from tasks.data import validation
+from tasks.data.decoding.decoder_pool import decode_all
 from tasks.data.read_policy import ReadPolicy
 from tasks.jobs.job import parse_job
 from tests.console.conftest import Served, image, job
@@ -57,7 +58,6 @@ def test_only_new_images_of_a_working_copy_are_decoded(
     served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, decoded, sent = tmp_path / "draft", list[str](), list[CheckRequest]()
-    decode_all = validation.decode_all
 
     def count_decoded(requests: Any, *, find: Any, **options: Any) -> Any:
         def find_counted(request: dict[str, Any]) -> Any:

@@ -3,12 +3,15 @@
 import json
 import logging
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from console.services.image_collection import ImageCollection
 from tasks.settings.settings import Settings
 from tests.console.conftest import Console, image, job, upload, zipped
 from tests.integration.browsers import chromium, log_in, visit
@@ -181,12 +184,15 @@ def test_missing_captions_are_one_remedy(page: Page, tmp_path: Path) -> None:
     expect(page.get_by_label("Caption of blue.png")).to_have_value("a cat")
 
 
-def test_a_dataset_is_saved_edited_and_used(page: Page, console: Console, tmp_path: Path) -> None:
+def test_a_dataset_is_saved_edited_and_used(
+    page: Page, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     choose(page, write(tmp_path, {"cat.png": image(size=(768, 768)), "cat.txt": b"a cat"}))
     expect(page.get_by_text("1 valid image")).to_be_visible()
     page.locator("summary", has_text="Save as dataset").click()
     page.get_by_label("Name of the dataset").fill("my cats")
-    page.get_by_role("button", name="Save as dataset").click()
+    # A double click saves one dataset.
+    page.get_by_role("button", name="Save as dataset").dblclick()
     expect(page.get_by_text("Saved 1 image as my cats.")).to_be_visible()
     page.get_by_role("link", name="Datasets", exact=True).click()
     page.get_by_role("link", name="my cats", exact=True).click()
@@ -196,6 +202,15 @@ def test_a_dataset_is_saved_edited_and_used(page: Page, console: Console, tmp_pa
     expect(page.get_by_text("2 valid images")).to_be_visible()
     page.get_by_label("Name of the dataset").fill("my pets")
     page.get_by_label("Name of the dataset").blur()
+    # What was typed last is saved, however slow the disk is.
+    write_caption = ImageCollection.write_caption
+
+    def write_slowly(*arguments: Any) -> bool:
+        threading.Event().wait(0.5)
+        return write_caption(*arguments)
+
+    monkeypatch.setattr(ImageCollection, "write_caption", write_slowly)
+    page.get_by_label("Caption of dog.png").fill("a blue dog")
     page.get_by_role("button", name="Save dataset").click()
     expect(page.get_by_role("row", name="my pets")).to_contain_text("2 images")
     with console.client("acme") as client:
@@ -203,7 +218,7 @@ def test_a_dataset_is_saved_edited_and_used(page: Page, console: Console, tmp_pa
         found = client.get(f"/datasets/{saved['id']}").json()
     assert {it["name"]: it["caption"] for it in found["contents"]} == {
         "cat.png": "a red cat",
-        "dog.png": "a dog",
+        "dog.png": "a blue dog",
     }
     page.get_by_role("link", name="Use in a new job: my pets").click()
     expect(page.get_by_label("Source", exact=True)).to_have_value("saved")
