@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page
 
+from tasks.state.record import JobStatus
 from tests.integration.browsers import chromium, field, log_in, visit
 from tests.integration.conftest import short_job
 from tests.integration.fleets import PATIENCE_S, Fleet, free_port
@@ -44,7 +45,12 @@ def _make(browser: Browser, fleet: Fleet, model: Path, images: Path) -> None:
     job = short_job(model, images)
     job["preset"] = "flux_lora_1x40gb"
     finished = job | {"name": "shapes-draft", "training": job["training"] | _SAMPLES}
-    assert fleet.submit(finished, "--watch").code == 0
+    finished_id = fleet.submit(finished).documents[0]["job_id"]
+    wait_until(
+        lambda: fleet.record(finished_id).status is JobStatus.SUCCEEDED,
+        timeout_s=8 * PATIENCE_S,
+        description="a finished job",
+    )
     job["name"] = "shapes"
     job["training"] |= {"max_train_steps": 1000, "save_every_n_steps": 250, **_RATE}
     job_id = fleet.submit(job).documents[0]["job_id"]
@@ -55,6 +61,12 @@ def _make(browser: Browser, fleet: Fleet, model: Path, images: Path) -> None:
             lambda: _step(page) >= _STEPS_SHOWN, timeout_s=8 * PATIENCE_S, description="a curve"
         )
         _save(page, "job")
+        page.goto("/jobs")
+        page.locator("tbody img:visible").first.wait_for()
+        _save(page, "jobs", height=480)
+        page.goto(f"/compare?job={finished_id}&job={job_id}")
+        page.locator(".chart svg").first.wait_for()
+        _save(page, "compare", height=1000)
         page.goto("/fleet")
         page.get_by_role("article").first.wait_for()
         _save(page, "fleet", height=760)
