@@ -33,6 +33,8 @@ def console(
         "TRAINING_TENANT_ROOTS": str(tiny_model.parent),
         "TRAINING_CAPTION_MODEL": str(caption_model),
         "TRAINING_CAPTION_MAX_TOKENS": "8",
+        # The tests poll far more often than people do, and longer on a busy CPU.
+        "TRAINING_API_RATE_LIMIT": "100000",
     }
     with Fleet(home, "40gb", **settings) as fleet:
         url = f"http://127.0.0.1:{port}"
