@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +6,9 @@ import pytest
 
 from tests.integration.fleets import Fleet, free_port
 from tests.otlp import Receiver, receiving
+from tests.worker.trainer.caption_models import build_florence2
 from worker.local.demo_images import draw_demo_images
+from worker.trainer.tiny_models import build_tiny_flux, build_tiny_sdxl
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -21,26 +21,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "tiny-flux"
-    command = [sys.executable, "-P", "-m", "worker.trainer.tiny_models", str(folder)]
-    subprocess.run(command, check=True, capture_output=True)
-    return folder
+    return build_tiny_flux(tmp_path_factory.mktemp("model") / "tiny-flux")
 
 
 @pytest.fixture(scope="session")
 def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "tiny-sdxl"
-    module = ["-m", "worker.trainer.tiny_models", str(folder), "--family", "sdxl"]
-    subprocess.run([sys.executable, "-P", *module], check=True, capture_output=True)
-    return folder
+    return build_tiny_sdxl(tmp_path_factory.mktemp("model") / "tiny-sdxl")
 
 
 @pytest.fixture(scope="session")
 def caption_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "tiny-florence"
-    command = [sys.executable, "-P", "-m", "tests.worker.trainer.caption_models", str(folder)]
-    subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parents[2])
-    return folder
+    return build_florence2(tmp_path_factory.mktemp("model") / "tiny-florence")
 
 
 @pytest.fixture(scope="session")
