@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from console.api.access import ServicesDep, Uploader
 from console.api.openapi import errors
-from console.services.captioning import CaptionRunView
+from console.services.images.captioning import CaptionRunView
 from tasks.captions.requests import MAX_IMAGES, CaptionStyle
 
 router = APIRouter(tags=["captions"])

@@ -9,8 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from console.api.access import ServicesDep, Uploader
 from console.api.multipart import FORM_TYPE, save_files
 from console.api.openapi import errors, reference
-from console.services.dataset_views import ChangedDatasetView, SavedDatasetDetails, SavedDatasetView
-from console.services.image_collection import NewFile
+from console.services.images.dataset_views import (
+    ChangedDatasetView,
+    SavedDatasetDetails,
+    SavedDatasetView,
+)
+from console.services.images.image_collection import NewFile
 
 router = APIRouter(tags=["datasets"])
 

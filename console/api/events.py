@@ -9,7 +9,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from console.api.access import JobReader, ServicesDep
 from console.api.openapi import reference
-from console.services.event_hub import EventStream
+from console.services.jobs.event_hub import EventStream
 from tasks.errors import ApiKeysError, NoBrokerError
 
 router = APIRouter(tags=["jobs"])

@@ -13,8 +13,8 @@ from console.api.access import FileReader, ServicesDep
 from console.api.openapi import binary, errors, header
 from console.errors import RangeNotSatisfiableError
 from console.security_headers import API
-from console.services.file_links import MAX_LIFE_S
-from console.services.job_files import OpenFile
+from console.services.jobs.file_links import MAX_LIFE_S
+from console.services.jobs.job_files import OpenFile
 from console.views import FilesView, LinkView, SampleView
 from tasks.escaping import escaped
 

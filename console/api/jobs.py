@@ -9,7 +9,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validato
 from console.api.access import JobReader, JobWriter, ServicesDep
 from console.api.openapi import errors, reference
 from console.errors import BadRequestError, UnsupportedMediaTypeError
-from console.services.job_records import JobStorageView
+from console.services.jobs.job_records import JobStorageView
 from console.views import JobPage, JobView, Preview
 from routing.policy import TrainingType
 from tasks.errors import InvalidJobError, Problem

@@ -11,7 +11,7 @@ from console.api.access import ServicesDep, Uploader
 from console.api.multipart import FORM_TYPE, FormFile
 from console.api.openapi import binary, errors, header, reference
 from console.errors import BadRequestError, PreconditionFailedError, UnsupportedMediaTypeError
-from console.services.incoming_bytes import CHECKSUMS, Checksum
+from console.services.images.incoming_bytes import CHECKSUMS, Checksum
 from console.views import ImageView, UploadView
 
 router = APIRouter(tags=["uploads"])

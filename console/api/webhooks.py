@@ -6,7 +6,7 @@ from fastapi import APIRouter, Path, Query
 
 from console.api.access import JobReader, JobWriter, ServicesDep, WebhookOwner
 from console.api.openapi import errors
-from console.services.webhooks import DeliveriesView, NewWebhookSecretView, WebhookSecretsView
+from console.services.jobs.webhooks import DeliveriesView, NewWebhookSecretView, WebhookSecretsView
 
 router = APIRouter(tags=["webhooks"])
 

@@ -11,7 +11,7 @@ from console.pages.job.job_parts import Chart
 from console.pages.job.loss import LossCurve, comparison_chart
 from console.pages.job.samples import SampleViewer, samples_of
 from console.pages.layout import Frame
-from console.services.comparison import MAX_JOBS, Comparison
+from console.services.jobs.comparison import MAX_JOBS, Comparison
 from console.services.services import Services
 from console.views import JobView
 from tasks.access.api_keys import Scope

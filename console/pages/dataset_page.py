@@ -11,7 +11,7 @@ from console.pages.form.drafts import OpenDraft
 from console.pages.form.images_part import ImagesPart
 from console.pages.formatting import count
 from console.pages.layout import Frame
-from console.services.dataset_views import SavedDatasetView
+from console.services.images.dataset_views import SavedDatasetView
 from console.services.services import Services
 from tasks.access.api_keys import Scope
 from tasks.data.uploads import upload_id_in

@@ -6,7 +6,7 @@ from console.errors import ConsoleError
 from console.pages.elements import Tag, button
 from console.pages.formatting import ago, count, size
 from console.pages.layout import Frame, dialog
-from console.services.dataset_views import SavedDatasetView
+from console.services.images.dataset_views import SavedDatasetView
 from console.services.services import Services
 from tasks.access.api_keys import Scope
 from tasks.errors import JobError

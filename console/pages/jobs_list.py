@@ -24,7 +24,7 @@ from console.pages.job.changes import DeleteDialog
 from console.pages.layout import Frame, dialog
 from console.pages.try_it import TryIt
 from console.security_headers import API
-from console.services.comparison import MAX_JOBS
+from console.services.jobs.comparison import MAX_JOBS
 from console.services.services import Services
 from console.views import JobPage, JobView
 from tasks.access.api_keys import Scope

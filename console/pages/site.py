@@ -29,8 +29,8 @@ from console.pages.jobs_list import JobsList, ListFilters
 from console.pages.layout import ASSETS, Frame, prefix_of, text_answer
 from console.pages.login_page import add_login_page
 from console.scopes import check_scope
-from console.services.comparison import MAX_JOBS
-from console.services.dataset_views import SavedDatasetView
+from console.services.images.dataset_views import SavedDatasetView
+from console.services.jobs.comparison import MAX_JOBS
 from console.services.services import Services
 from console.services.threads import in_thread
 from console.views import PresetView

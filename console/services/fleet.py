@@ -4,7 +4,7 @@ from collections.abc import Collection
 from statistics import median
 
 from console.errors import ForbiddenError
-from console.services.jobs import Jobs, without_quarantine_reasons
+from console.services.jobs.jobs import Jobs, without_quarantine_reasons
 from console.services.threads import in_thread
 from console.views import PresetView, TenantUsage, UsagePage, View
 from routing.classes import MemoryClass

@@ -5,7 +5,7 @@ decides beside the run itself, and when it has no effect. Every list of options 
 over the models by these markers, so that a new option cannot be missing from one:
 
 - ``worker/cli/job_file.py`` resolves relative paths by ``Location``,
-- ``console/services/tenant_policy.py`` refuses what a tenant may not name by ``Location``,
+- ``console/services/jobs/tenant_policy.py`` refuses what a tenant may not name by ``Location``,
 - ``tasks/cache/plan.py`` and ``tasks/base_models/files.py`` identify cache entries by ``Affects``,
 - ``worker/trainer/train.py`` identifies a run by ``Affects``,
 - ``PipelineConfig.warnings`` reports options without effect by ``ActsIf``.

@@ -3,8 +3,8 @@
     python -P -m worker.local.demo FOLDER [--family sdxl]
 
 ``training-worker demo`` runs the job on a fleet of its own. The console of ``up`` offers it as "Try
-it" (``console/services/demo.py``), from the folder that ``TRAINING_DEMO_DIR`` names. The folder is
-complete once it has the job file.
+it" (``console/services/jobs/demo.py``), from the folder that ``TRAINING_DEMO_DIR`` names. The
+folder is complete once it has the job file.
 """
 
 import argparse

@@ -11,7 +11,7 @@ from console.pages.form.drafts import OpenDraft
 from console.pages.form.working_copy import WorkingCopy
 from console.pages.formatting import count
 from console.pages.layout import Frame
-from console.services.captioning import CaptionRunView
+from console.services.images.captioning import CaptionRunView
 from console.services.services import Services
 from console.views import UploadView
 from tasks.access.api_keys import Caller, Scope

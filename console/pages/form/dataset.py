@@ -13,7 +13,7 @@ from console.pages.form.images_part import ImagesPart
 from console.pages.form.working_copy import WorkingCopy
 from console.pages.formatting import count
 from console.pages.layout import Frame
-from console.services.dataset_views import SavedDatasetView
+from console.services.images.dataset_views import SavedDatasetView
 from console.services.services import Services
 from console.views import UploadView
 from tasks.access.api_keys import Scope

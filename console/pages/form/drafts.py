@@ -14,8 +14,8 @@ from redis import Redis
 
 from console.errors import TooLargeError
 from console.pages.form.draft import Draft
-from console.services.dataset_checks import results_of
-from console.services.image_collection import ImageCollection
+from console.services.images.dataset_checks import results_of
+from console.services.images.image_collection import ImageCollection
 from console.services.keys import DRAFTS_PREFIX
 from console.services.shared_values import SharedValues, available
 from console.services.shares import AccountCache

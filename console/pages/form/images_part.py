@@ -16,7 +16,7 @@ from console.pages.form.image_upload import ImageDrop
 from console.pages.form.report import Report
 from console.pages.form.working_copy import WorkingCopy
 from console.pages.layout import Frame
-from console.services.image_collection import ACCEPTED
+from console.services.images.image_collection import ACCEPTED
 from console.services.services import Services
 from console.views import UploadView
 from tasks.errors import JobError

@@ -12,7 +12,7 @@ from console.pages.elements import LocalTime, Tag, button, panel
 from console.pages.formatting import count, size
 from console.pages.layout import Frame
 from console.security_headers import API
-from console.services.file_links import MAX_LIFE_S, FileLinks
+from console.services.jobs.file_links import MAX_LIFE_S, FileLinks
 from console.views import FilesView, FileView
 from tasks.access.api_keys import Scope
 from tasks.errors import JobError

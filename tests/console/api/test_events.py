@@ -8,7 +8,7 @@ import httpx2
 import pytest
 from redis import Redis
 
-from console.services import event_hub
+from console.services.jobs import event_hub
 from console.services.shares import Share
 from tasks.contract import position_order, record_key
 from tasks.errors import JobError

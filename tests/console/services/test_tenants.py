@@ -7,7 +7,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from console.services.jobs import tenant_job_id
+from console.services.jobs.jobs import tenant_job_id
 from routing.classes import MemoryClass
 from tasks.state.connection import connect
 from tasks.state.workers import WorkerHeartbeat, WorkerInfo

@@ -7,7 +7,7 @@ from redis import Redis
 from console.errors import TooLargeError
 from console.pages.form.draft import Draft
 from console.pages.form.drafts import Drafts
-from console.services.image_collection import NewFile
+from console.services.images.image_collection import NewFile
 from tasks.access.api_keys import Caller
 
 ACME, ZOO, OTHER_KEY = Caller("a", "acme"), Caller("z", "zoo"), Caller("b", "acme")

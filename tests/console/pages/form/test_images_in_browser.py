@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from console.services.image_collection import ImageCollection
+from console.services.images.image_collection import ImageCollection
 from tasks.settings.settings import Settings
 from tests.console.conftest import Console, image, job, upload, zipped
 from tests.integration.browsers import chromium, log_in, visit

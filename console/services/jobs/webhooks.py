@@ -3,9 +3,9 @@
 from datetime import datetime
 
 from console.errors import ForbiddenError, InvalidRequestError, NotFoundError
-from console.services.jobs import Jobs
+from console.services.images.uploads import checked_tenant
+from console.services.jobs.jobs import Jobs
 from console.services.threads import in_thread
-from console.services.uploads import checked_tenant
 from console.views import View
 from tasks.access.api_keys import Caller
 from tasks.client import Client

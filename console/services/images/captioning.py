@@ -4,8 +4,8 @@ from collections.abc import Collection
 from datetime import UTC, datetime
 
 from console.errors import ConflictError, InvalidRequestError, NotFoundError
+from console.services.images.uploads import Uploads
 from console.services.threads import in_thread
-from console.services.uploads import Uploads
 from console.views import View
 from tasks.access.api_keys import Caller
 from tasks.captions.requests import (

@@ -12,8 +12,8 @@ from typing import Any, Literal
 from anyio import CancelScope
 
 from console.errors import NotFoundError
-from console.services.image_collection import MAX_FILES, NewFile
-from console.services.processes import DECODERS, Processes, answer
+from console.services.images.image_collection import MAX_FILES, NewFile
+from console.services.images.processes import DECODERS, Processes, answer
 from console.services.threads import in_thread
 from console.views import ImageView
 from tasks.access.api_keys import write_private
@@ -26,7 +26,7 @@ from tasks.jobs.datasets import ArchiveDatasetConfig
 from tasks.settings.settings import Settings
 from tasks.strict_model import StrictModel
 
-_MODULE = "console.services.image_files"
+_MODULE = "console.services.images.image_files"
 _THUMBNAIL_SIDE = 256
 _MAX_CAPTION = 2000
 _MAX_NOTES = 100

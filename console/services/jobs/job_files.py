@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from console.errors import NotFoundError
-from console.services.jobs import Jobs
+from console.services.jobs.jobs import Jobs
 from console.services.threads import in_thread
 from console.views import FilesView, FileView, SampleView
 from tasks.access.api_keys import Caller

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from console.errors import ConflictError
-from console.services.submissions import Submissions
+from console.services.images.uploads import Uploads
+from console.services.jobs.submissions import Submissions
 from console.services.threads import in_thread
-from console.services.uploads import Uploads
 from tasks.access.api_keys import Caller, Scope
 from tasks.jobs.document import read_document
 from tasks.settings.demo_folder import DemoFolder

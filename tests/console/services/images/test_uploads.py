@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from console.errors import InsufficientStorageError, TooLargeError
-from console.services import incoming_bytes, upload_store
-from console.services.upload_store import INCOMPLETE_TTL, UploadStore
+from console.services.images import incoming_bytes, upload_store
+from console.services.images.upload_store import INCOMPLETE_TTL, UploadStore
 from tasks.data.uploads import NoUploadError, StoredUploads
 from tasks.settings.settings import Settings
 from tasks.store import Store

@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from console.services.job_files import JobFiles
-from console.services.jobs import Jobs
+from console.services.jobs.job_files import JobFiles
+from console.services.jobs.jobs import Jobs
 from console.services.threads import in_thread
 from console.views import JobView, SampleView
 from tasks.access.api_keys import Caller

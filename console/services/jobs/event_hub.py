@@ -11,7 +11,7 @@ import redis
 from redis.asyncio import Redis
 
 from console.errors import BadRequestError
-from console.services.jobs import Jobs
+from console.services.jobs.jobs import Jobs
 from console.services.shares import Share
 from console.services.threads import in_thread
 from console.views import JobEvent

@@ -7,18 +7,18 @@ from typing import TypeVar
 from uuid import uuid4
 
 from console.errors import ConflictError, ForbiddenError, InvalidRequestError, NotFoundError
-from console.services.dataset_checks import CheckedDataset, DatasetChecks
-from console.services.dataset_images import DatasetImages
-from console.services.dataset_views import (
+from console.services.images.dataset_checks import CheckedDataset, DatasetChecks
+from console.services.images.dataset_images import DatasetImages
+from console.services.images.dataset_views import (
     ChangedDatasetView,
     SavedDatasetDetails,
     SavedDatasetView,
     view_of,
 )
-from console.services.image_collection import ImageCollection, NewFile
-from console.services.image_files import ImageFiles
+from console.services.images.image_collection import ImageCollection, NewFile
+from console.services.images.image_files import ImageFiles
+from console.services.images.uploads import DEFAULT_TENANT, Uploads, checked_tenant
 from console.services.threads import in_thread
-from console.services.uploads import DEFAULT_TENANT, Uploads, checked_tenant
 from console.views import DatasetView
 from tasks.access.api_keys import Caller
 from tasks.data.stored_datasets import StoredDataset, StoredDatasets, tenants_with_datasets

@@ -7,10 +7,10 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from console.errors import ConflictError, ForbiddenError, InvalidRequestError, NotFoundError
-from console.services.image_files import ImageFiles, UnpackedFiles
-from console.services.incoming_bytes import Checksum
+from console.services.images.image_files import ImageFiles, UnpackedFiles
+from console.services.images.incoming_bytes import Checksum
+from console.services.images.upload_store import UploadStore
 from console.services.threads import in_thread
-from console.services.upload_store import UploadStore
 from console.views import ImageView, UploadView
 from tasks.access.api_keys import Caller
 from tasks.data.uploads import is_upload_id

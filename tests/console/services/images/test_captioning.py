@@ -6,7 +6,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from console.services.captioning import Captioning
+from console.services.images.captioning import Captioning
 from tasks.captions.requests import MAX_IMAGES
 from tasks.captions.runs import MAX_ACTIVE
 from tasks.settings.settings import Settings

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from console.services.folder_locks import FolderLocks
+from console.services.images.folder_locks import FolderLocks
 
 HOLD = """
 import sys
 from pathlib import Path
-from console.services.folder_locks import FolderLocks
+from console.services.images.folder_locks import FolderLocks
 
 with FolderLocks(Path(sys.argv[1])).try_hold("a") as is_free:
     print(is_free, flush=True)

@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from console.services import processes as checks
+from console.services.images import processes as checks
 from routing.classes import MemoryClass
 from tasks.eta.history import RunHistoryStore, WorkDone
 from tasks.stages.submit import submit

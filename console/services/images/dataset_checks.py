@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from console.services.image_files import ImageFiles
-from console.services.processes import DECODERS, Processes, answer, error_reply
+from console.services.images.image_files import ImageFiles
+from console.services.images.processes import DECODERS, Processes, answer, error_reply
 from console.views import DatasetView, ErrorView
 from tasks.base_models.check import check_base_model
 from tasks.base_models.noise_schedule import noise_notes
@@ -23,7 +23,7 @@ from tasks.settings.settings import Settings
 from tasks.store import Store
 from tasks.strict_model import StrictModel
 
-_MODULE = "console.services.dataset_checks"
+_MODULE = "console.services.images.dataset_checks"
 WORKING_COPY = f"upload:{0:032x}"
 """The archive of a job whose images are loose files in a folder of the console."""
 # What a saved dataset is checked for: 768 px in buckets.

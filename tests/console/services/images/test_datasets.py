@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from console.services.upload_store import UploadStore
+from console.services.images.upload_store import UploadStore
 from tasks.data.stored_datasets import StoredDatasets
 from tasks.stages.submit import submit
 from tasks.state.artifacts import NO_ARTIFACTS

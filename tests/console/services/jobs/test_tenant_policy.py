@@ -3,7 +3,7 @@ from typing import Any, Literal
 
 import pytest
 
-from console.services.tenant_policy import TenantPolicy
+from console.services.jobs.tenant_policy import TenantPolicy
 from tasks.jobs.job import parse_job
 from tasks.strict_model import StrictModel
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from anyio import CancelScope
 
 from console.errors import ConsoleError, InvalidRequestError
-from console.services.dataset_checks import DatasetChecks
-from console.services.image_collection import ImageCollection, NewFile, is_archive
-from console.services.image_files import ImageFiles
-from console.services.incoming_bytes import file_sha256
+from console.services.images.dataset_checks import DatasetChecks
+from console.services.images.image_collection import ImageCollection, NewFile, is_archive
+from console.services.images.image_files import ImageFiles
+from console.services.images.incoming_bytes import file_sha256
+from console.services.images.uploads import Uploads
 from console.services.threads import in_thread
-from console.services.uploads import Uploads
 from console.views import DatasetView, Finding, UploadView
 from tasks.access.api_keys import Caller
 from tasks.errors import JobError

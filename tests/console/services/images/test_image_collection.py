@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from console.services import image_collection
-from console.services.image_collection import CollectedImage, ImageCollection, NewFile
+from console.services.images import image_collection
+from console.services.images.image_collection import CollectedImage, ImageCollection, NewFile
 
 
 def given(folder: Path, name: str, content: bytes = b"") -> NewFile:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from console.errors import BadRequestError
-from console.services.dataset_checks import CheckedDataset, DatasetChecks
-from console.services.jobs import ID_DIGITS, Jobs, tenant_job_id, without_quarantine_reasons
-from console.services.tenant_policy import TenantPolicy
+from console.services.images.dataset_checks import CheckedDataset, DatasetChecks
+from console.services.jobs.jobs import ID_DIGITS, Jobs, tenant_job_id, without_quarantine_reasons
+from console.services.jobs.tenant_policy import TenantPolicy
 from console.services.threads import in_thread
 from console.views import EstimateView, JobView, Preview, PriceView, RouteView
 from routing.classes import GIB, GpuPrices, MemoryClass

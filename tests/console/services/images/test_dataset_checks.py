@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from console.errors import TooManyError
-from console.services import dataset_checks, processes
-from console.services.dataset_checks import CheckRequest, DatasetChecks
-from console.services.image_files import ImageFiles
-from console.services.processes import Processes
+from console.services.images import dataset_checks, processes
+from console.services.images.dataset_checks import CheckRequest, DatasetChecks
+from console.services.images.image_files import ImageFiles
+from console.services.images.processes import Processes
 from tasks.data import validation
 from tasks.data.decoding.decoder_pool import decode_all
 from tasks.data.read_policy import ReadPolicy

@@ -23,8 +23,8 @@ from console.errors import (
     TooLargeError,
     TooManyError,
 )
-from console.services.folder_locks import FolderLocks
-from console.services.incoming_bytes import (
+from console.services.images.folder_locks import FolderLocks
+from console.services.images.incoming_bytes import (
     Checksum,
     append,
     disk_errors,

@@ -22,7 +22,7 @@ from urllib.parse import quote, urlencode
 from redis import Redis
 
 from console.errors import UnauthorizedError
-from console.services.job_files import JobFiles
+from console.services.jobs.job_files import JobFiles
 from console.services.keys import LINK_SECRET
 from console.services.shared_values import available
 from console.services.threads import in_thread

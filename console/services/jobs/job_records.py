@@ -4,7 +4,7 @@ import logging
 
 from redis import Redis
 
-from console.services.jobs import Jobs, ids_of
+from console.services.jobs.jobs import Jobs, ids_of
 from console.services.threads import in_thread
 from console.views import JobView, View
 from tasks.access.api_keys import Caller

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from console.errors import ConflictError
-from console.services.demo import Demo
+from console.services.jobs.demo import Demo
 from tasks.access.api_keys import Caller, Scope
 from tasks.jobs.document import write_document
 from tasks.settings.demo_folder import DemoFolder

@@ -1,0 +1,1 @@
+"""Images, captions and datasets: uploads, checks, and what is kept of them."""

@@ -1,0 +1,1 @@
+"""Jobs: submission, records, events, files, and what callers may do with them."""
