@@ -22,7 +22,13 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HU
 # Fixtures of a session are made with it too.
 os.umask(0o022)
 
-_SLOW = {"integration", "chaos", "test_broken_connections.py"}
+_SLOW = {
+    "integration",
+    "chaos",
+    "test_broken_connections.py",
+    "test_datasets.py",
+    "test_images_in_browser.py",
+}
 
 
 def pytest_configure(config: pytest.Config) -> None:

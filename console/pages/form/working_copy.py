@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from console.errors import ConflictError, ConsoleError, NotFoundError
 from console.pages.form.drafts import OpenDraft, ShownImage
 from console.pages.layout import Frame
-from console.services.images.dataset_checks import WORKING_COPY
+from console.services.images.check_process import WORKING_COPY
 from console.services.images.image_collection import CollectedImage, NewFile, is_archive, refusal
 from console.services.services import Services
 from console.services.threads import in_thread

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from console.errors import TooManyError
-from console.services.images import dataset_checks, processes
-from console.services.images.dataset_checks import CheckRequest, DatasetChecks
+from console.services.images import check_process, processes
+from console.services.images.check_process import CheckRequest
+from console.services.images.dataset_checks import DatasetChecks
 from console.services.images.image_files import ImageFiles
 from console.services.images.processes import Processes
 from tasks.data import validation
@@ -82,7 +83,7 @@ def test_only_new_images_of_a_working_copy_are_decoded(
         files = ImageFiles(served.settings, started, tmp_path / "thumbnails")
         checks = DatasetChecks(served.settings, started, files)
         asyncio.run(checks.check_images("acme", "acme", folder))
-        assert dataset_checks._check(sent[-1])["report"]["images"] == number + 1
+        assert check_process._check(sent[-1])["report"]["images"] == number + 1
     assert decoded == ["0.png", "1.png", "2.png"]
     assert sorted(path.name for path in folder.iterdir()) == [
         name for number in range(3) for name in (f"{number}.png", f"{number}.txt")
