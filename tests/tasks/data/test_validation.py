@@ -248,8 +248,9 @@ def test_token_counts_include_the_trigger_word(folder: Path) -> None:
     dataset = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(folder)}
     config = parse_job(with_values(data_loader__dataset=dataset, trigger_word="ohwx")).training
     (folder / "b.txt").write_text("one two three", "utf-8")
+    (folder / "c.txt").write_text("OHWX two three", "utf-8")
     assert warned(check_local(config, limits)) == [
-        "b.png: has a caption of 4 tokens; T5 reads 3; put what matters first, or shorten it"
+        "b.jpg: has a caption of 4 tokens; T5 reads 3; put what matters first, or shorten it"
     ]
 
 

@@ -142,8 +142,8 @@ def test_gpus_are_listed_in_a_table(machine: Machine) -> None:
     rows = {line.split("│")[1].strip(): line for line in table.splitlines() if "GPU-" in line}
     assert "gpu.80gb, gpu.40gb" in rows["GPU-a100"]
     assert [cell.strip() for cell in rows["GPU-t4"].split("│")][3:8] == [
-        "15360",
-        "15100",
+        "15.0 GiB",
+        "14.7 GiB",
         "no",
         "on",
         "16gb",

@@ -38,7 +38,9 @@ def test_only_loaded_files_of_a_hub_repository_are_fetched(
     (unet / "diffusion_pytorch_model.bin").write_bytes(b"a pickle")
     (repository / "sdxl.safetensors").write_bytes(b"a copy of all in one file")
 
-    def snapshot_download(_: str, *, allow_patterns: Any, ignore_patterns: Any) -> str:
+    def snapshot_download(
+        _: str, *, revision: str | None, allow_patterns: Any, ignore_patterns: Any
+    ) -> str:
         every = [str(p.relative_to(repository)) for p in repository.rglob("*") if p.is_file()]
         for name in filter_repo_objects(
             every, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns

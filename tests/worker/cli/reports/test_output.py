@@ -114,7 +114,8 @@ def test_an_empty_table_is_a_sentence() -> None:
     assert out.get() == "no tenant has a share yet\n"
 
 
-def test_a_repeated_error_is_printed_once() -> None:
+def test_a_repeated_error_is_printed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stdout, "_width", 200)
     error = "prepare: the Hub is unavailable: a long text; with a cause"
     with stdout.capture() as out, _Display() as display:
         for number, delay_s in ((1, 9), (2, 21)):
