@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from http import HTTPStatus
 
-import httpx2
-
 from tasks.settings.settings import Settings
 from worker.errors import PortsTakenError
 
@@ -61,6 +59,9 @@ def console_answers(address: str, port: int) -> bool:
         address: The address that it listens on; a wildcard is asked by the loopback address.
         port: Its port.
     """
+    # Flower, which asks for free ports, is installed without it.
+    import httpx2
+
     host = _reached_by(address)
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1/health"
     try:
