@@ -128,7 +128,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, broker_url: str) -> Iterato
     port = server.servers[0].sockets[0].getsockname()[1]
     yield Served(settings, services, f"http://127.0.0.1:{port}", keys)
     server.should_exit = True
-    thread.join(10)
+    thread.join(30)  # beside other tests
     assert not thread.is_alive()
 
 
