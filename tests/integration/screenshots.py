@@ -120,7 +120,8 @@ def _add_images(page: Page, model: Path, images: Path) -> None:
     page.get_by_role("heading", level=1).click()
     page.get_by_text("FLUX works best from 768 px up").wait_for()
     page.locator("input[type=file]").first.set_input_files(sorted(images.iterdir()))
-    page.get_by_role("button", name="Remove 09.png").first.wait_for()
+    page.get_by_role("table", name="Problems of the images").wait_for()
+    page.locator(".thumb-image").nth(4).wait_for()
     for image in page.locator("img:visible").all():
         image.scroll_into_view_if_needed()
         image.evaluate("it => it.decode()")
