@@ -23,6 +23,7 @@ from console.pages.form.draft import Draft
 from console.pages.form.drafts import Drafts
 from console.pages.form.gallery import THUMBNAILS
 from console.pages.form.new_job import NewJob
+from console.pages.form.working_copy import archive_of
 from console.pages.formatting import sentence
 from console.pages.job.job_page import JobPage
 from console.pages.jobs_list import JobsList, ListFilters
@@ -300,7 +301,7 @@ async def _add_dataset(frame: Frame, services: Services, draft: Draft, dataset_i
     """
     if dataset_id:
         saved = await services.datasets.view(frame.allowed(Scope.UPLOADS), dataset_id)
-        draft.dataset = {"type": "ARCHIVE", "archive": saved.source}
+        draft.dataset = archive_of(saved)
 
 
 def _thumbnail(path: Path) -> Response:

@@ -6,7 +6,6 @@ run cancels it: its worker finds that out and stops.
 """
 
 import json
-import time
 import uuid
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
@@ -123,7 +122,7 @@ class CaptionRuns:
                     return run, False
             if len(active) >= MAX_ACTIVE:
                 raise TooManyCaptionRunsError
-            now, run_id = time.time(), uuid.uuid4().hex
+            now, run_id = broker_time(self._redis), uuid.uuid4().hex
             run = CaptionRun(
                 id=run_id, request=request, created_at=now, updated_at=now, state="waiting"
             )
@@ -169,10 +168,13 @@ class CaptionRuns:
         for name in ("done", "total", "attempts"):
             document[name] = int(document[name])
         run = CaptionRun.model_validate(document)
-        is_late = time.time() - run.updated_at > _LOST_AFTER_S
-        if run.state == "running" and is_late and not self._redis.exists(f"{_LEASE}{run_id}"):
+        if run.state == "running" and self._is_lost(run):
             return run.model_copy(update={"state": "failed", "error": "its worker was lost"})
         return run
+
+    def _is_lost(self, run: CaptionRun) -> bool:
+        is_late = broker_time(self._redis) - run.updated_at > _LOST_AFTER_S
+        return is_late and not self._redis.exists(f"{_LEASE}{run.id}")
 
     def captions(self, run_id: str) -> dict[str, str]:
         """Return a run's captions so far, by the names of the files in the upload."""
@@ -187,9 +189,10 @@ class CaptionRuns:
         """Show in the fleet that a worker carries a run out, for a while; 0 s hides it."""
         request = run.request
         entry = json.dumps(RunningCaptions(request.queue, worker, request.tenant, run.id))
+        now = broker_time(self._redis)
         with self._redis.pipeline() as pipe:
-            pipe.zadd(_RUNNING, {entry: time.time() + ttl_s})
-            pipe.zremrangebyscore(_RUNNING, "-inf", time.time())
+            pipe.zadd(_RUNNING, {entry: now + ttl_s})
+            pipe.zremrangebyscore(_RUNNING, "-inf", now)
             pipe.expire(_RUNNING, _TTL)
             pipe.execute()
 
@@ -267,7 +270,7 @@ class CaptionRuns:
             texts=f"{_TEXTS}{run.id}",
             ttl_s=int(_TTL.total_seconds()),
             fields={
-                "updated_at": str(time.time()),
+                "updated_at": str(broker_time(self._redis)),
                 **{name: str(value) for name, value in fields.items()},
             },
             captions=captions or {},
@@ -277,7 +280,7 @@ class CaptionRuns:
 
 def running_captions(client: Redis) -> list[RunningCaptions]:
     """Return the runs that workers carry out."""
-    entries = cast("list[str]", client.zrangebyscore(_RUNNING, time.time(), "inf"))
+    entries = cast("list[str]", client.zrangebyscore(_RUNNING, broker_time(client), "inf"))
     return [RunningCaptions(*json.loads(entry)) for entry in entries]
 
 

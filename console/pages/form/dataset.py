@@ -10,7 +10,7 @@ from console.pages.form.controls import Kind
 from console.pages.form.draft import Draft
 from console.pages.form.drafts import OpenDraft
 from console.pages.form.images_part import ImagesPart
-from console.pages.form.working_copy import WorkingCopy
+from console.pages.form.working_copy import WorkingCopy, archive_of
 from console.pages.formatting import count
 from console.pages.layout import Frame
 from console.services.images.dataset_views import SavedDatasetView
@@ -190,7 +190,7 @@ class DatasetPart:
         self._draft.dataset = None if source == _UPLOAD else {"type": source}
         if source == _SAVED:
             await self._list_saved()
-            self._draft.dataset = _dataset_of(self._saved[0]) if self._saved else None
+            self._draft.dataset = archive_of(self._saved[0]) if self._saved else None
         self._show_source(source)
         self._part.forget_report()
         if self._draft.dataset is None and not self._opened.images:
@@ -220,7 +220,7 @@ class DatasetPart:
         chosen = next((it for it in self._saved if it.source == source), None)
         if chosen is None:
             return  # the browser was manipulated
-        self._draft.dataset = _dataset_of(chosen)
+        self._draft.dataset = archive_of(chosen)
         self._show_source(_SAVED)
         await self._part.check()
 
@@ -280,7 +280,3 @@ class DatasetPart:
         return path == folder or (
             path.startswith(f"{folder}.") and path.removeprefix(f"{folder}.") not in self._fields
         )
-
-
-def _dataset_of(saved: SavedDatasetView) -> dict[str, Any]:
-    return {"type": "ARCHIVE", "archive": saved.source}

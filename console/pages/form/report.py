@@ -6,6 +6,7 @@ from functools import partial
 from console.pages.elements import Tag, button
 from console.pages.form.drafts import OpenDraft
 from console.pages.form.gallery import THUMBNAILS
+from console.pages.form.labels import in_labels
 from console.pages.formatting import count
 from console.pages.layout import Frame
 from console.views import Finding
@@ -107,8 +108,8 @@ class Report:
                     link = self._frame.link(f"{THUMBNAILS}/{self._opened.id}/{key}")
                     Tag("img", classes="mini", src=link, alt="", loading="lazy")
             Tag("td", _file_name(finding), "break mono")
-            Tag("td", finding.message, "wide problem")
-            Tag("td", finding.remedy, "wide muted problem")
+            Tag("td", in_labels(finding.message), "wide problem")
+            Tag("td", in_labels(finding.remedy), "wide muted problem")
             with Tag("td", classes="right act"):
                 if self._opened.collection.path_of(finding.file) is not None:
                     remove = button("Remove", "small", aria_label=f"Remove {finding.file}")

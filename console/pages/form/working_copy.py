@@ -19,6 +19,7 @@ from console.errors import ConflictError, ConsoleError, NotFoundError
 from console.pages.form.drafts import OpenDraft, ShownImage
 from console.pages.layout import Frame
 from console.services.images.check_process import WORKING_COPY
+from console.services.images.dataset_views import SavedDatasetView
 from console.services.images.image_collection import CollectedImage, NewFile, is_archive, refusal
 from console.services.services import Services
 from console.services.threads import in_thread
@@ -30,7 +31,7 @@ from tasks.jobs.datasets import ArchiveDatasetConfig
 
 # Options that a check of the images depends on.
 _CHECKED_OPTIONS = (
-    "type", "model", "data_loader", "train_batch_size", "use_masks",
+    "type", "model", "data_loader", "train_batch_size", "use_masks", "trigger_word",
     "clip_tokenizer_max_length", "t5_tokenizer_max_length",
 )  # fmt: skip
 _GONE = "another page has submitted or discarded this form; open a new one"
@@ -375,6 +376,6 @@ class WorkingCopy:
         return json.dumps(values, sort_keys=True, default=str), self._opened.changes
 
 
-def archive_of(upload: UploadView) -> dict[str, Any]:
+def archive_of(images: UploadView | SavedDatasetView) -> dict[str, Any]:
     """Return the dataset of a job with these images."""
-    return {"type": "ARCHIVE", "archive": upload.source}
+    return {"type": "ARCHIVE", "archive": images.source}

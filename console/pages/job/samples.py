@@ -8,6 +8,7 @@ from urllib.parse import quote
 from nicegui.element import Element
 
 from console.pages.formatting import size
+from console.pages.job.results import file_link
 from console.pages.layout import Frame
 from console.security_headers import API
 from console.views import FilesView, SampleView
@@ -66,9 +67,8 @@ def samples_of(
     for step, made in steps.items():
         if step in saved:
             file = saved[step]
-            path = f"{API}/jobs/{quote(job_id)}/files/{quote(file.name)}"
             made["file"] = {
-                "href": frame.link(path),
+                "href": file_link(frame, job_id, file),
                 "name": file.name.rpartition("/")[2],
                 "size": size(file.size),
             }

@@ -87,9 +87,7 @@ class Captioning:
             raise InvalidRequestError(
                 f"these are {len(only):,} images", "files", f"name 1 to {MAX_IMAGES:,}"
             )
-        upload = await self._uploads.get(caller, upload_id)
-        if not upload.is_complete:
-            raise ConflictError("the upload is incomplete")
+        upload = await self._uploads.complete(caller, upload_id)
         request = self._settings.caption_request(upload.tenant, upload.id, only, style)
         if request is None:
             raise ConflictError(_NO_MODEL)

@@ -256,19 +256,12 @@ class Datasets:
         Raises:
             NotFoundError: The caller sees no dataset of this id.
         """
-        dataset = self._find(caller, dataset_id)
-        with (
-            self._audit.recording(
-                caller.actor,
-                Action.DATASET_DELETE,
-                dataset_id,
-                tenant=dataset.tenant,
-                name=dataset.name,
-            ),
-            self._uploads.lock(f"dataset {dataset_id}"),
-        ):
-            deleted = dataset.model_copy(update={"deleted": datetime.now(UTC)})
-            StoredDatasets(self._store, dataset.tenant).put(deleted)
+        with self._uploads.lock(f"dataset {dataset_id}"):
+            dataset = self._find(caller, dataset_id)
+            about = {"tenant": dataset.tenant, "name": dataset.name}
+            with self._audit.recording(caller.actor, Action.DATASET_DELETE, dataset_id, **about):
+                deleted = dataset.model_copy(update={"deleted": datetime.now(UTC)})
+                StoredDatasets(self._store, dataset.tenant).put(deleted)
 
     @in_thread
     def remove_deleted(self) -> None:

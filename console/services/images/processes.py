@@ -29,6 +29,10 @@ _CONCURRENCY = 2
 _MAX_REQUESTS = 10
 TIMEOUT_S = 300.0
 """Time limit of a process."""
+_TOO_LONG = (
+    "reading the images takes too long: use fewer or smaller ones, or submit a job, whose worker "
+    "has no such limit"
+)
 COMMAND = (sys.executable, "-P", "-m")
 """Command of a process, before its module."""
 # Requests of pages have precedence.
@@ -77,14 +81,14 @@ async def run_process(module: str, request: StrictModel) -> dict[str, Any]:
         document = request.model_dump_json().encode()
         output, _ = await asyncio.wait_for(process.communicate(document), TIMEOUT_S)
     except TimeoutError:
-        return _failed("checking the dataset takes too long; submit the job instead")
+        return _failed(_TOO_LONG)
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
     if process.returncode != 0:
-        logger.error("the process of a dataset check exited with %s", process.returncode)
-        return _failed("the dataset cannot be checked; the console's log has the reason")
+        logger.error("%s exited with %s", module, process.returncode)
+        return _failed("the images cannot be read; the console's log has the reason")
     reply: dict[str, Any] = json.loads(output)
     return reply
 

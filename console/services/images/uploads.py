@@ -124,6 +124,18 @@ class Uploads:
         """Wait for a lock, which holds among all consoles, and hold it in the context."""
         return self._store.lock(name)
 
+    async def complete(self, caller: Caller, upload_id: str) -> UploadView:
+        """Return an upload that is complete.
+
+        Raises:
+            NotFoundError: The caller sees no upload of this id.
+            ConflictError: The upload is incomplete.
+        """
+        upload = await self.get(caller, upload_id)
+        if not upload.is_complete:
+            raise ConflictError("the upload is incomplete; send the rest of it")
+        return upload
+
     async def images(self, caller: Caller, upload_id: str) -> tuple[ImageView, ...]:
         """Return the images of an upload with their captions, and make their thumbnails.
 
@@ -133,9 +145,7 @@ class Uploads:
             JobError: The upload is not an archive.
             TooManyError: Too many uploads are being read.
         """
-        upload = await self.get(caller, upload_id)
-        if not upload.is_complete:
-            raise ConflictError("the upload is incomplete")
+        upload = await self.complete(caller, upload_id)
         async with self._files.scratch() as scratch:
             archive = await in_thread(self._store.path_of)(upload.tenant, upload.id, scratch)
             return await self._files.images(caller.account, upload.tenant, upload.id, archive)
@@ -156,9 +166,7 @@ class Uploads:
             JobError: The upload is not an archive.
             TooManyError: Too many uploads are being read.
         """
-        upload = await self.get(caller, upload_id)
-        if not upload.is_complete:
-            raise ConflictError("the upload is incomplete")
+        upload = await self.complete(caller, upload_id)
         archive = await in_thread(self._store.path_of)(upload.tenant, upload.id, folder / "archive")
         return await self._files.unpack(caller.account, archive, folder, max_bytes, config)
 

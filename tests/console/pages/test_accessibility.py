@@ -14,7 +14,6 @@ from tasks.data.stored_datasets import StoredDatasets
 from tasks.state.workers import WorkerHeartbeat, WorkerInfo
 from tests.console.conftest import Console, image
 from tests.integration.browsers import (
-    chromium,
     is_wider_than_its_screen,
     log_in,
     violations,
@@ -23,12 +22,6 @@ from tests.integration.browsers import (
 
 expect.set_options(timeout=60_000)
 pytestmark = pytest.mark.timeout(240)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture

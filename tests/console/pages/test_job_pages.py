@@ -17,7 +17,6 @@ from tasks.state.artifacts import JobArtifacts
 from tasks.state.record import StageRecord
 from tests.console.conftest import Console, image, job
 from tests.integration.browsers import (
-    chromium,
     is_wider_than_its_screen,
     log_in,
     nameless,
@@ -30,12 +29,6 @@ from tests.integration.browsers import (
 STEPS = (4, 8, 12)
 COLORS = {4: "red", 8: "green", 12: "blue"}
 HOSTILE = "<img src=x onerror=alert(1)>"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture

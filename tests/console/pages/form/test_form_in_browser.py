@@ -12,7 +12,6 @@ from routing.classes import MemoryClass
 from tasks.state.workers import WorkerHeartbeat, WorkerInfo
 from tests.console.conftest import Console
 from tests.integration.browsers import (
-    chromium,
     field,
     is_wider_than_its_screen,
     log_in,
@@ -23,12 +22,6 @@ from tests.integration.browsers import (
 
 expect.set_options(timeout=60_000)
 pytestmark = pytest.mark.timeout(240)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running:
-        yield running
 
 
 def opened(page: Page, console: Console) -> Page:

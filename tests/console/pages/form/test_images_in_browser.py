@@ -14,17 +14,11 @@ from playwright.sync_api import Browser, Page, expect
 from console.services.images.image_collection import ImageCollection
 from tasks.settings.settings import Settings
 from tests.console.conftest import Console, image, job, upload, zipped
-from tests.integration.browsers import chromium, log_in, visit
+from tests.integration.browsers import log_in, visit
 from tests.waiting import wait_until
 
 expect.set_options(timeout=60_000)
 pytestmark = pytest.mark.timeout(240)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture
