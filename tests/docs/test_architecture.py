@@ -19,7 +19,7 @@ WITHOUT_FAMILY = {
     "console/pages/form/draft.py": "the data loader of the form's first type",
     "console/pages/site.py": "the form's first type",
     "tasks/schemas/typescript.py": "the form's types are those of FLUX",
-    "worker/cli/catalog.py": "examples in help",
+    "worker/cli/commands/catalog.py": "examples in help",
     "worker/cli/local_runs.py": "what the demo shows",
     "worker/local/demo.py": "the job of the demo",
     "worker/maintenance/reach.py": "the gated model whose access is checked",

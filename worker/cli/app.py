@@ -4,12 +4,12 @@ from typing import Annotated
 
 import typer
 
-from worker.cli import (
+from worker.cli import completion
+from worker.cli.commands import (
     cache,
     capacity,
     captions,
     catalog,
-    completion,
     config,
     dead_letter,
     engines,

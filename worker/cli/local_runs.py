@@ -19,11 +19,11 @@ from tasks.state.availability import check_writes
 from tasks.state.broker_url import BrokerUrl
 from tasks.state.connection import connect
 from worker.cli.client import client_of
+from worker.cli.commands.serve import metrics_address
 from worker.cli.reports.follow import follow
 from worker.cli.reports.job_report import show_published
 from worker.cli.reports.job_tables import stage_table
 from worker.cli.reports.output import stdout
-from worker.cli.serve import metrics_address
 from worker.local.demo import prepare_demo
 from worker.local.embedded_broker import broker_url, check_home_is_free
 from worker.local.flower import flower_address, flower_credentials, password_file

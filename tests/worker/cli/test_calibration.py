@@ -13,7 +13,7 @@ from tasks.calibration import Calibration, Measurement, Session
 from tasks.jobs.calibration_shapes import TYPES
 from tests.nvml.machine import A100, Machine
 from worker.cli.calibration import calibration_tables
-from worker.cli.capacity import calibrate
+from worker.cli.commands.capacity import calibrate
 
 GIB = 2**30
 SESSION = Session(

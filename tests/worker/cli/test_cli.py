@@ -120,8 +120,8 @@ def test_commands_never_import_torch() -> None:
     program = (
         "import importlib, pkgutil, sys, worker.cli\n"
         "import worker.worker, worker.local.local_fleet, worker.local.flower\n"
-        "for module in pkgutil.iter_modules(worker.cli.__path__):\n"
-        "    importlib.import_module(f'worker.cli.{module.name}')\n"
+        "for module in pkgutil.walk_packages(worker.cli.__path__, 'worker.cli.'):\n"
+        "    importlib.import_module(module.name)\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'peft', 'numpy'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

@@ -1,0 +1,1 @@
+"""The commands of ``training-worker``, by what they are about."""
