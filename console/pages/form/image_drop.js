@@ -29,9 +29,9 @@ async function filesBelow(entry, found) {
 export default {
   template: `
     <div class="drop" :id="id" :class="{ over }" @dragover.prevent="over = true" @dragleave="over = false" @drop.prevent="dropped">
-      <input :id="id + '-files'" type="file" multiple :accept="accept" @change="chosen" :disabled="sending" tabindex="0">
+      <input :id="id + '-files'" type="file" multiple :accept="accept" @change="chosen" tabindex="0">
       <label :for="id + '-files'" class="btn">{{ label }}</label>
-      <button type="button" class="btn btn-quiet" @click="chooseFolder" :disabled="sending">Choose a folder</button>
+      <button type="button" class="btn btn-quiet" @click="chooseFolder">Choose a folder</button>
       <p class="muted small">{{ hint }}</p>
       <template v-if="sending">
         <progress :value="uploaded" :max="total" :aria-label="'Uploading images'"></progress>
@@ -43,7 +43,7 @@ export default {
   props: { id: String, url: String, accept: String, label: String, hint: String },
   emits: ["complete"],
   data() {
-    return { over: false, sending: false, uploaded: 0, total: 0, problem: "" };
+    return { over: false, sending: false, uploaded: 0, total: 0, problem: "", waiting: [], refused: [] };
   },
   methods: {
     focus() {
@@ -78,27 +78,32 @@ export default {
       }
       this.send(found);
     },
+    // What is added while other files are sent follows them.
     async send(files) {
-      if (this.sending || !files.length) return;
+      if (!files.length) return;
       const suffixes = this.accept.split(",");
-      const taken = [], refused = [];
+      const taken = [];
       for (const each of files) {
         if (isSystemFile(each.path)) continue;
-        (suffixes.some((suffix) => each.path.toLowerCase().endsWith(suffix)) ? taken : refused).push(each);
+        (suffixes.some((suffix) => each.path.toLowerCase().endsWith(suffix)) ? taken : this.refused).push(each);
       }
-      Object.assign(this, { sending: true, uploaded: 0, total: taken.length, problem: "" });
+      if (!this.sending) Object.assign(this, { uploaded: 0, total: 0, problem: "" });
       if (files.length >= MAX_FILES) this.problem = "Only the first " + MAX_FILES + " files are read.";
-      try {
-        for (const batch of this.batches(taken)) {
+      this.total += taken.length;
+      this.waiting.push(...this.batches(taken));
+      if (this.sending) return;
+      this.sending = true;
+      while (this.waiting.length) {
+        const batch = this.waiting.shift();
+        try {
           await this.sendBatch(batch);
           this.uploaded += batch.length;
+        } catch (error) {
+          this.problem = "The upload of " + batch[0].path + (batch.length > 1 ? " and " + (batch.length - 1) + " more" : "") + " failed: " + error.message;
         }
-      } catch (error) {
-        this.problem = "The upload failed: " + error.message;
-      } finally {
-        this.sending = false;
-        this.$emit("complete", refused.slice(0, MAX_REFUSED).map((each) => each.path));
       }
+      this.sending = false;
+      this.$emit("complete", this.refused.splice(0).slice(0, MAX_REFUSED).map((each) => each.path));
     },
     batches(files) {
       const groups = new Map();

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from console.services.images.image_collection import ImageCollection
 from tasks.settings.settings import Settings
@@ -91,8 +91,17 @@ def test_a_dropped_folder_adds_all_its_images(
         "b/cat.png": image("blue", (512, 512)), "b/cat.txt": b"cat of b",
         ".DS_Store": b"x", "a/movie.mp4": b"x",
     })  # fmt: skip
-    drop(page, folder)
-    expect(page.get_by_text("2 valid images")).to_be_visible()
+    owl = {"owl.png": image("green", (512, 512)), "owl.txt": b"an owl"}
+    [archive] = write(tmp_path, {"owl.zip": zipped(owl)})
+    uploads = re.compile("/upload/")
+    held: list[Route] = []
+    page.route(uploads, lambda route: held.append(route), times=1)
+    with page.expect_request(uploads):
+        drop(page, folder)
+    # While the folder is sent.
+    drop(page, archive)
+    held[0].continue_()
+    expect(page.get_by_text("3 valid images")).to_be_visible()
     assert {caption(page, name) for name in ("cat.png", "cat-2.png")} == {"cat of a", "cat of b"}
     expect(page.get_by_text("Not added: movie.mp4 is a video, which is not read")).to_be_visible()
     expect(page.get_by_text("DS_Store")).to_have_count(0)
@@ -100,9 +109,9 @@ def test_a_dropped_folder_adds_all_its_images(
     # A folder can be chosen too.
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Choose a folder").click()
-    write(folder, {"dog.png": image("green", (512, 512)), "dog.txt": b"a dog"})
+    write(folder, {"dog.png": image("white", (512, 512)), "dog.txt": b"a dog"})
     chooser.value.set_files(folder)
-    expect(page.get_by_text("3 valid images")).to_be_visible()
+    expect(page.get_by_text("4 valid images")).to_be_visible()
     expect(page.get_by_text("cat.png is the same image as cat.png")).to_be_visible()
 
 
