@@ -90,9 +90,9 @@ class FleetMaintenance(WorkerPolicy):
         return self._loop(MAINTENANCE_LEASE, jobs)
 
     def _redelivery_loop(self) -> LeaderLoop:
-        # After an outage live workers renew their leases first, within a quarter of the timeout.
+        # After an outage live workers have a whole timeout to renew their leases, as before it.
         jobs = {"redelivery": self._redeliver}
-        return self._loop(REDELIVERY_LEASE, jobs, after_outage=self._timeout / 2)
+        return self._loop(REDELIVERY_LEASE, jobs, after_outage=self._timeout)
 
     def _webhook_loop(self) -> LeaderLoop:
         webhooks = Webhooks(

@@ -59,7 +59,7 @@ def leased(url: str, timeout: timedelta) -> Celery:
     redelivery = Redelivery(client, timeout, Keys.of(options), unreadable)
     jobs = {"redelivery": redelivery.redeliver_expired}
     leader = LeaderLoop(
-        client, timeout, jobs, lease="lease", watch=ThreadWatch(), after_outage=timeout / 2
+        client, timeout, jobs, lease="lease", watch=ThreadWatch(), after_outage=timeout
     )
     worker_ready.connect(lambda **_: leader.start(), weak=False)
     return app
