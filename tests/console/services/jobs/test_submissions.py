@@ -154,10 +154,13 @@ def test_a_check_that_hangs_or_crashes_is_reported(
 ) -> None:
     upload_id = upload(acme, zipped({"a.png": image(), "a.txt": b"a"}))
     monkeypatch.setattr(checks, "TIMEOUT_S", 0.01)
-    assert "submit the job instead" in preview(acme, of_upload(upload_id))["error"]["message"]
+    assert (
+        "reading the images takes too long"
+        in preview(acme, of_upload(upload_id))["error"]["message"]
+    )
     monkeypatch.setattr(checks, "COMMAND", (sys.executable, "-c", "raise SystemExit(3)"))
     monkeypatch.setattr(checks, "TIMEOUT_S", 30.0)
-    assert "cannot be checked" in preview(acme, of_upload(upload_id))["error"]["message"]
+    assert "the images cannot be read" in preview(acme, of_upload(upload_id))["error"]["message"]
     acme.delete(f"/uploads/{upload_id}")
 
 
