@@ -24,7 +24,9 @@ from tests.integration.sticky_proxy import StickyProxy
 from tests.waiting import wait_until
 
 TUS = {"Tus-Resumable": "1.0.0"}
-DATA = os.urandom(300_000)
+# A console writes as soon as it has 1 MiB.
+PART = 2**20 + 1
+DATA = os.urandom(3 * PART)
 
 
 class Consoles:
@@ -169,10 +171,10 @@ def test_an_upload_continues_at_another_console(consoles: Consoles) -> None:
         began, killed = threading.Event(), threading.Event()
 
         def part() -> Iterator[bytes]:
-            yield DATA[:100_000]
+            yield DATA[:PART]
             began.set()
             killed.wait(30)
-            yield DATA[100_000:150_000]
+            yield DATA[PART : 2 * PART]
 
         def send() -> None:
             with pytest.raises(httpx2.TransportError):
@@ -181,6 +183,11 @@ def test_an_upload_continues_at_another_console(consoles: Consoles) -> None:
         sender = threading.Thread(target=send)
         sender.start()
         assert began.wait(30)
+        wait_until(
+            lambda: int(client.head(upload, headers=TUS).headers["upload-offset"]) > 0,
+            timeout_s=PATIENCE_S,
+            description="the console writes",
+        )
         # The console that writes holds the upload's lock for the other one too.
         refused = [
             client.patch(upload, content=DATA[:1], headers=chunk(0)).status_code for _ in range(2)
@@ -190,7 +197,7 @@ def test_an_upload_continues_at_another_console(consoles: Consoles) -> None:
         killed.set()
         sender.join(30)
         offset = int(client.head(upload, headers=TUS).headers["upload-offset"])
-        assert offset <= 150_000
+        assert PART - 1 <= offset <= 2 * PART
         done = client.patch(upload, content=DATA[offset:], headers=chunk(offset))
         assert done.status_code == 204, done.text
         assert client.get(upload).json()["sha256"] == hashlib.sha256(DATA).hexdigest()
