@@ -291,6 +291,12 @@ export interface FluxLoraConfig {
    */
   validate_every_n_steps?: number | null;
   /**
+   * Make validation images before the first update, too, with the base model as it is: what they
+   * show is not trained. invoke-training does not have this option.
+   * @default false
+   */
+  validate_at_start?: boolean;
+  /**
    * The base model: a diffusers folder, as the workers see it, a Hub id, or one
    * `.safetensors` file with the whole model.
    * @default "black-forest-labs/FLUX.1-dev"
@@ -860,6 +866,12 @@ export interface SdxlFinetuneConfig {
    */
   validate_every_n_steps?: number | null;
   /**
+   * Make validation images before the first update, too, with the base model as it is: what they
+   * show is not trained. invoke-training does not have this option.
+   * @default false
+   */
+  validate_at_start?: boolean;
+  /**
    * The base model: a diffusers folder, as the workers see it, a Hub id, or one
    * `.safetensors` file with the whole model.
    * @default "stabilityai/stable-diffusion-xl-base-1.0"
@@ -1087,6 +1099,12 @@ export interface SdxlLoraConfig {
    * and validate_every_n_epochs; without prompts at most one, which has no effect.
    */
   validate_every_n_steps?: number | null;
+  /**
+   * Make validation images before the first update, too, with the base model as it is: what they
+   * show is not trained. invoke-training does not have this option.
+   * @default false
+   */
+  validate_at_start?: boolean;
   /**
    * The base model: a diffusers folder, as the workers see it, a Hub id, or one
    * `.safetensors` file with the whole model.
@@ -1349,6 +1367,12 @@ export interface SdxlTextualInversionConfig {
    * and validate_every_n_epochs; without prompts at most one, which has no effect.
    */
   validate_every_n_steps?: number | null;
+  /**
+   * Make validation images before the first update, too, with the base model as it is: what they
+   * show is not trained. invoke-training does not have this option.
+   * @default false
+   */
+  validate_at_start?: boolean;
   /**
    * The base model: a diffusers folder, as the workers see it, a Hub id, or one
    * `.safetensors` file with the whole model.

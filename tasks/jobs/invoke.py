@@ -110,6 +110,12 @@ UNSUPPORTED_OPTIONS = (
         lambda value, _: value,
     ),
     UnsupportedOption(
+        "validate_at_start",
+        "true",
+        "it makes no validation images before the first update; leave the option false",
+        lambda value, _: value,
+    ),
+    UnsupportedOption(
         "optimizer.optimizer_type",
         "Adafactor",
         "it has AdamW and Prodigy",

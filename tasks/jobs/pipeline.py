@@ -194,6 +194,10 @@ class PipelineConfig(StrictModel):
     """Make validation images after every n updates. With validation_prompts, exactly one of this
     and validate_every_n_epochs; without prompts at most one, which has no effect."""
 
+    validate_at_start: Annotated[StrictBool, Affects.NO_NUMBER, IF_VALIDATING] = False
+    """Make validation images before the first update, too, with the base model as it is: what they
+    show is not trained. invoke-training does not have this option."""
+
     model: ModelSource
     """The base model: a diffusers folder, as the workers see it, a Hub id, or one
     ``.safetensors`` file with the whole model."""

@@ -118,7 +118,8 @@ def schedule_warnings(
             yield f"{save} is above {run}: only the end of the run is saved"
         validate = _length(config, "validate_every_n", sizes)
         if config.validation_prompts and validate is not None and validate.steps > run.steps:
-            yield f"{validate} is above {run}: no validation images are made"
+            when = " after the start" if config.validate_at_start else ""
+            yield f"{validate} is above {run}: no validation images are made{when}"
     if sizes is None:
         return
     batches, together = config.batches_per_epoch(sizes), config.gradient_accumulation_steps

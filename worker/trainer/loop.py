@@ -40,12 +40,14 @@ class Schedule:
         total_steps: The run's length.
         save_every: The interval of checkpoints.
         validate_every: The interval of validations; 0 for none.
+        validates_at_start: Whether there is one before the first update.
         epoch_steps: The steps of an epoch, if the interval of checkpoints is a number of epochs.
     """
 
     total_steps: int
     save_every: int
     validate_every: int = 0
+    validates_at_start: bool = False
     epoch_steps: int | None = None
 
     def saves_at(self, done: int) -> bool:
@@ -54,7 +56,9 @@ class Schedule:
 
     def validates_at(self, done: int) -> bool:
         """Whether validation is due after this many updates."""
-        return self.validate_every > 0 and done > 0 and done % self.validate_every == 0
+        if done == 0:
+            return self.validates_at_start
+        return self.validate_every > 0 and done % self.validate_every == 0
 
     def epoch_at(self, done: int) -> int | None:
         """Return the epochs that this many updates have completed; None if it saves by steps."""
@@ -109,6 +113,7 @@ def schedule_of(config: PipelineConfig, plan: BatchPlan) -> Schedule:
         config.max_train_steps or (config.max_train_epochs or 0) * per_epoch,
         config.save_every_n_steps or (config.save_every_n_epochs or 0) * per_epoch,
         validate_every if config.validation_prompts else 0,
+        config.validate_at_start and bool(config.validation_prompts),
         None if config.save_every_n_steps else per_epoch,
     )
 

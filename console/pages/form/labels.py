@@ -135,6 +135,7 @@ LABELS = {
     "negative_validation_prompts": "Negative sample prompts",
     "validate_every_n_steps": "Samples every (steps)",
     "validate_every_n_epochs": "Samples every (epochs)",
+    "validate_at_start": "Samples before training",
     "num_validation_images_per_prompt": "Images per sample prompt",
     "enable_cpu_offload_during_validation": "Free GPU memory for samples",
     # Output

@@ -83,6 +83,7 @@ NO_NUMBER = {
     "save_every_n_epochs",
     "validate_every_n_steps",
     "validate_every_n_epochs",
+    "validate_at_start",
     "validation_prompts",
     "negative_validation_prompts",
     "num_validation_images_per_prompt",

@@ -72,6 +72,7 @@ OWN_DEFAULTS: dict[str, Any] = {
     "single_file_config": None,
     "quantization": None,
     "compile": False,
+    "validate_at_start": False,
     "deterministic": True,
 }
 INVOKE_TARGETS = [

@@ -35,6 +35,9 @@ REFUSED: dict[str, dict[str, Any]] = {
     "vae_model": flux(vae_model="org/vae"),
     "quantization": flux(quantization="nf4"),
     "compile": flux(compile=True),
+    "validate_at_start": flux(
+        validate_at_start=True, validation_prompts=["a cat"], validate_every_n_steps=1
+    ),
     "optimizer.optimizer_type": flux(optimizer={"optimizer_type": "Adafactor"}),
     "optimizer.use_8bit": flux(optimizer={"optimizer_type": "AdamW", "use_8bit": True}),
     "timestep_sampler": flux(timestep_sampler="resolution_shift"),

@@ -193,6 +193,7 @@ def test_every_option_of_invoke_training_has_its_default(
         "base_output_dir": None,
         "single_file_config": None,
         "compile": False,
+        "validate_at_start": False,
         "deterministic": True,
         **added,
     }

@@ -211,18 +211,19 @@ def test_validation_shows_published_weights_and_disturbs_nothing(
             validation_prompts=["a photo of <thing>"],
             num_validation_images_per_prompt=2,
             validate_every_n_steps=2,
+            validate_at_start=True,
             enable_cpu_offload_during_validation=True,
             **negative,
         ),
     )
     assert watched.state_bytes() == plain.state_bytes()
-    second, fourth = watched.events.of(ValidationImages)
-    assert (second.step, fourth.step) == (2, 4)
+    base, second, fourth = watched.events.of(ValidationImages)
+    assert (base.step, second.step, fourth.step) == (0, 2, 4)
     names = [image.name for image in second.images]
     assert names == ["validation-000002-1-1.png", "validation-000002-1-2.png"]
-    digests = [image.sha256 for image in (*second.images, *fourth.images)]
+    digests = [image.sha256 for made in (base, second, fourth) for image in made.images]
     # Two images of a prompt differ, and training changes both.
-    assert len(set(digests)) == 4
+    assert len(set(digests)) == 6
 
 
 def test_validation_of_a_finetune_shows_the_average(models: Models, data: Images) -> None:
