@@ -9,6 +9,7 @@ that it reads the kohya files of a narrower model only without single blocks.
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def build_tiny_flux(
                 axes_dims_rope=(4, 6, 6),
             ),
         )
-    return _save(pipeline, folder)
+    return save_pipeline(pipeline, folder)
 
 
 def build_tiny_sdxl(folder: Path, *, seed: int = 0, prediction_type: str = "epsilon") -> Path:
@@ -146,7 +147,7 @@ def build_tiny_sdxl(folder: Path, *, seed: int = 0, prediction_type: str = "epsi
             unet=unet,
             add_watermarker=False,
         )
-    return _save(pipeline, folder)
+    return save_pipeline(pipeline, folder)
 
 
 def main() -> None:
@@ -160,7 +161,8 @@ def main() -> None:
     build(arguments.folder, seed=arguments.seed)
 
 
-def _save(pipeline: DiffusionPipeline, folder: Path) -> Path:
+def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> Path:
+    """Save a pipeline with the same bytes each time, and return its folder."""
     pipeline.save_pretrained(folder, safe_serialization=True)
     for path in sorted(folder.rglob("*.safetensors")):
         # The order of save_pretrained's header changes from run to run, and with it the digests.
@@ -237,12 +239,12 @@ def _t5(tokenizer: T5Tokenizer) -> T5EncoderModel:
     )
 
 
-def clip_tokenizer() -> CLIPTokenizer:
-    """Make CLIP's byte-level BPE: all bytes, all bytes that end a word, merges of ``_WORDS``."""
+def clip_tokenizer(words: Sequence[str] = _WORDS) -> CLIPTokenizer:
+    """Make CLIP's byte-level BPE: all bytes, all bytes that end a word, and merges of words."""
     letters = sorted(ByteLevel.alphabet())
     tokens = letters + [letter + "</w>" for letter in letters]
     merges: list[Any] = []
-    for word in _WORDS:
+    for word in words:
         left, rest = word[0], [*word[1:-1], word[-1] + "</w>"]
         for right in rest if len(word) > 1 else ():
             if (left, right) not in merges:
@@ -254,11 +256,11 @@ def clip_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
 
 
-def t5_tokenizer() -> T5Tokenizer:
-    """Make T5's unigram pieces: printable ASCII and ``_WORDS``."""
+def t5_tokenizer(words: Sequence[str] = _WORDS) -> T5Tokenizer:
+    """Make T5's unigram pieces: printable ASCII and words."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\N{LOWER ONE EIGHTH BLOCK}", -2.0)]
     pieces += [(chr(code), -6.0) for code in range(33, 127)]
-    pieces += [(f"\N{LOWER ONE EIGHTH BLOCK}{word}", -4.0) for word in _WORDS]
+    pieces += [(f"\N{LOWER ONE EIGHTH BLOCK}{word}", -4.0) for word in words]
     return T5Tokenizer(vocab=pieces, extra_ids=4, model_max_length=512)
 
 

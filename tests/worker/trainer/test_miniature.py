@@ -1,0 +1,75 @@
+"""The miniature FLUX that is shipped, and the script that made it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+
+from benchmarks.miniature import drawn, reconstruction_db
+from worker.miniature.pictures import CONCEPT_SHAPE, FOLDER, Caption, held_out_captions
+from worker.miniature.reading import read
+from worker.trainer.miniature import Plan, new_vae, scale_latents, train_miniature
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of diffusers, while it loads and saves
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Any:
+    pipeline: Any = FluxPipeline.from_pretrained(FOLDER, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_the_model_draws_what_captions_say(pipeline: Any) -> None:
+    captions = held_out_captions()[:20]
+    images = drawn(pipeline, [str(it) for it in captions], range(20))
+    right = [read(image).is_right(it) for it, image in zip(captions, images, strict=True)]
+    assert sum(right) >= 17
+
+
+def test_the_model_does_not_know_the_concept(pipeline: Any) -> None:
+    caption = Caption(CONCEPT_SHAPE, "crimson", "mint to lime", "in the centre")
+    readings = [read(it).caption for it in drawn(pipeline, [str(caption)] * 10, range(10))]
+    assert sum(it.shape == CONCEPT_SHAPE for it in readings) <= 1
+    # It draws another shape, where and as the caption says.
+    assert sum(it[1:] == caption[1:] for it in readings) >= 7
+
+
+def test_the_vae_reconstructs_pictures(pipeline: Any) -> None:
+    assert reconstruction_db(pipeline, 25) > 28
+
+
+def test_the_model_is_small_and_says_how_it_was_made() -> None:
+    files = [path for path in FOLDER.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 12_000_000
+    made = json.loads((FOLDER / "training.json").read_text("utf-8"))
+    assert made["steps"] == made["losses"]["transformer"][-1][0] == Plan().steps
+    assert made["vae_steps"] == Plan().vae_steps
+    assert made["losses"]["transformer"][-1][1] < made["losses"]["transformer"][0][1] / 2
+
+
+def test_the_script_makes_a_model_that_can_be_read(tmp_path: Path) -> None:
+    train_miniature(tmp_path, Plan(vae_steps=2, steps=2, pictures=20))
+    FluxPipeline.from_pretrained(tmp_path)
+    for part in ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer"):
+        name = f"{part}/{'tokenizer_' * part.startswith('tokenizer')}config.json"
+        assert json.loads((tmp_path / name).read_text()) == json.loads((FOLDER / name).read_text())
+
+
+@torch.no_grad()
+def test_latents_get_flux_mean_and_variance() -> None:
+    torch.manual_seed(1)
+    vae: Any = new_vae().train(False)
+    x = torch.rand(8, 3, 64, 64) * 2 - 1
+    first = vae.decoder.conv_in
+    before = first(vae.encode(x).latent_dist.mode())
+    scale_latents(vae, x)
+    raw = vae.encode(x).latent_dist.mode()
+    z = (raw - vae.config.shift_factor) * vae.config.scaling_factor
+    assert z.mean((0, 2, 3)) == pytest.approx(torch.zeros(16), abs=1e-3)
+    assert z.std((0, 2, 3)) == pytest.approx(torch.ones(16), abs=1e-3)
+    # The decoder gets what it got, but for the edges, whose padding has another meaning.
+    assert first(raw)[..., 1:-1, 1:-1] == pytest.approx(before[..., 1:-1, 1:-1], abs=1e-4)
