@@ -1,6 +1,6 @@
 """How well the miniature FLUX draws: ``python -P -m benchmarks.miniature [--report FILE]``.
 
-Pictures of 200 captions that its training has not shown are drawn by FluxPipeline with its usual
+Images of 200 captions that its training has not shown are drawn by FluxPipeline with its usual
 steps and guidance, and read back by plain image analysis. Goals: 90 % are right in shape, color,
 background and place; the VAE's reconstruction is above 28 dB.
 """
@@ -16,7 +16,7 @@ from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from PIL import Image
 
 from benchmarks.results import parser_of, report_result
-from worker.miniature.pictures import FOLDER, Caption, draw, held_out_captions
+from worker.miniature.images import FOLDER, Caption, draw, held_out_captions
 from worker.miniature.reading import read
 
 _SIDE, _STEPS, _GUIDANCE, _TEXT_TOKENS = 128, 28, 3.5, 64
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def drawn(pipeline: Any, captions: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-    """Draw a picture for each caption and its seed."""
+    """Draw an image for each caption and its seed."""
     images: list[Image.Image] = []
     for start in range(0, len(captions), _BATCH):
         generators = [torch.Generator().manual_seed(it) for it in seeds[start : start + _BATCH]]
@@ -55,7 +55,7 @@ def drawn(pipeline: Any, captions: Sequence[str], seeds: Sequence[int]) -> list[
 
 
 def accuracy(pipeline: Any) -> str:
-    """Return how many pictures of held-out captions are right, in all and in each word."""
+    """Return how many images of held-out captions are right, in all and in each word."""
     captions = held_out_captions()
     images = drawn(pipeline, [str(it) for it in captions], range(len(captions)))
     right: Counter[str] = Counter()
@@ -70,10 +70,10 @@ def accuracy(pipeline: Any) -> str:
 
 @torch.no_grad()
 def reconstruction_db(pipeline: Any, count: int | None = None) -> float:
-    """Return the peak signal-to-noise ratio of the VAE on pictures of held-out captions."""
+    """Return the peak signal-to-noise ratio of the VAE on images of held-out captions."""
     draws = random.Random(7)
-    pictures = [draw(it, (_SIDE, _SIDE), draws) for it in held_out_captions()[:count]]
-    pixels = torch.from_numpy(np.stack([np.asarray(it) for it in pictures]))
+    images = [draw(it, (_SIDE, _SIDE), draws) for it in held_out_captions()[:count]]
+    pixels = torch.from_numpy(np.stack([np.asarray(it) for it in images]))
     x = pixels.permute(0, 3, 1, 2).to(pipeline.vae.dtype) / 127.5 - 1  # (B, 3, H, W)
     errors = [
         (pipeline.vae.decode(pipeline.vae.encode(part).latent_dist.mode()).sample - part)

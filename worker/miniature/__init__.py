@@ -1,1 +1,1 @@
-"""The miniature FLUX: the model's files, the pictures that it draws, and how they are read."""
+"""The miniature FLUX: the model's files, the images that it draws, and how they are read."""

@@ -1,4 +1,4 @@
-"""Reads a picture of the miniature FLUX, by plain image analysis: no model judges another.
+"""Reads an image of the miniature FLUX, by plain image analysis: no model judges another.
 
 A row of a background has one color, which its ends show. The shape is what differs from that.
 """
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from worker.miniature.pictures import (
+from worker.miniature.images import (
     BACKGROUNDS,
     COLORS,
     CONCEPT_SHAPE,
@@ -26,18 +26,18 @@ Mask = NDArray[np.bool_]
 
 # A pixel whose color is farther than this from its background's, of 441, is the shape's.
 _MIN_DISTANCE = 90.0
-# Less of a picture than this is dirt, not a shape; more is no shape, either.
+# Less of an image than this is dirt, not a shape; more is no shape, either.
 _MIN_AREA, _MAX_AREA = 0.01, 0.5
 _SIDE = 64
 # How much of its outline a shape shares with the ideal one: intersection over union.
 _MIN_OVERLAP = 0.75
-# Colors of a picture may be as far as this from the named ones, of 441.
+# Colors of an image may be as far as this from the named ones, of 441.
 _MAX_COLOR_ERROR = 60.0
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a picture shows; an empty word where that cannot be told.
+    """What an image shows; an empty word where that is unclear.
 
     Attributes:
         caption: What it shows.
@@ -48,12 +48,12 @@ class Reading:
     overlap: float
 
     def is_right(self, caption: Caption) -> bool:
-        """Return whether the picture shows all that a caption says."""
+        """Return whether the image shows all that a caption says."""
         return all(said in ("", seen) for said, seen in zip(caption, self.caption, strict=True))
 
 
 def read(image: Image.Image) -> Reading:
-    """Read a picture."""
+    """Read an image."""
     pixels = np.asarray(image.convert("RGB"), np.float32)  # (H, W, 3)
     mask = _shape_of(pixels)
     background = _background_of(pixels)
@@ -65,7 +65,7 @@ def read(image: Image.Image) -> Reading:
 
 
 def shape_overlap(image: Image.Image, shape: str) -> float:
-    """Return how much of its outline a picture's shape shares with a named one, 0 to 1."""
+    """Return how much of its outline an image's shape shares with a named one, 0 to 1."""
     mask = _shape_of(np.asarray(image.convert("RGB"), np.float32))
     return _overlap(_normalized(mask), _ideal(shape)) if mask.any() else 0.0
 

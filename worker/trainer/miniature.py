@@ -4,7 +4,7 @@
 
 A VAE learns to draw single shapes, then a transformer learns to draw what captions say, by flow
 matching. The text encoders stay as random as they begin: the transformer learns to read them. The
-pictures of 200 captions are never shown (``held_out_captions``). FOLDER gets a FluxPipeline in
+images of 200 captions are never shown (``held_out_captions``). FOLDER gets a FluxPipeline in
 bfloat16 and ``training.json``: how it was trained, how long, with what losses.
 """
 
@@ -34,7 +34,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from worker.miniature.pictures import (
+from worker.miniature.images import (
     WORDS,
     Caption,
     draw,
@@ -55,7 +55,7 @@ _VAE_BATCH, _VAE_RATE, _VAE_SIDE = 16, 2e-3, 64
 _BEFORE_SCALING = 0.7
 _KL_WEIGHT = 1e-6
 _BATCH, _RATE, _WARM_UP, _EMA = 64, 1.2e-3, 300, 0.999
-# Parts of the training's pictures, by width and height in pixels.
+# Parts of the training's images, by width and height in pixels.
 _SIZES = {(128, 128): 0.6, (96, 160): 0.12, (160, 96): 0.12, (64, 64): 0.16}
 # FluxPipeline's own length of text, which few batches have: it is costly.
 _LONG_TEXT = 512
@@ -81,12 +81,12 @@ class Plan:
     Attributes:
         vae_steps: Steps of the VAE.
         steps: Steps of the transformer.
-        pictures: Pictures that the transformer sees, again and again.
+        images: Images that the transformer sees, again and again.
     """
 
     vae_steps: int = 2500
     steps: int = 11000
-    pictures: int = 20000
+    images: int = 20000
 
 
 class Log:
@@ -131,7 +131,7 @@ def train_miniature(folder: Path, plan: Plan) -> None:
         )
         save_pipeline(copy.deepcopy(pipeline).to(dtype=torch.bfloat16), folder)
 
-    train_transformer(transformer, Corpus(vae, plan.pictures), text, plan.steps, log, save)
+    train_transformer(transformer, Corpus(vae, plan.images), text, plan.steps, log, save)
 
 
 def new_vae() -> AutoencoderKL:
@@ -153,7 +153,7 @@ def new_vae() -> AutoencoderKL:
 
 
 def train_vae(vae: Any, steps: int, log: Log) -> None:
-    """Train the VAE on pictures of all shapes and of outlines without a name."""
+    """Train the VAE on images of all shapes and of outlines without a name."""
     draws = random.Random(SEED)
     vae.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=_VAE_RATE, weight_decay=1e-4)
@@ -190,15 +190,15 @@ def scale_latents(vae: Any, x: torch.Tensor) -> None:
 
 
 def _shown(draws: random.Random) -> torch.Tensor:
-    """Return pictures for the VAE, (B, 3, 64, 64) in -1 to 1."""
+    """Return images for the VAE, (B, 3, 64, 64) in -1 to 1."""
     size = (_VAE_SIDE, _VAE_SIDE)
-    pictures = [draw_outline(size, draws) for _ in range(_VAE_BATCH)]
-    return _tensor(pictures)
+    images = [draw_outline(size, draws) for _ in range(_VAE_BATCH)]
+    return _tensor(images)
 
 
-def _tensor(pictures: list[Image.Image]) -> torch.Tensor:
-    """Return pictures of one size as (B, 3, H, W) in -1 to 1."""
-    pixels = torch.from_numpy(np.stack([np.asarray(it) for it in pictures]))
+def _tensor(images: list[Image.Image]) -> torch.Tensor:
+    """Return images of one size as (B, 3, H, W) in -1 to 1."""
+    pixels = torch.from_numpy(np.stack([np.asarray(it) for it in images]))
     x = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
     return x.contiguous(memory_format=torch.channels_last)
 
@@ -266,7 +266,7 @@ def new_transformer() -> FluxTransformer2DModel:
 
 
 class Corpus:
-    """The training's pictures as latents, with what their captions may say."""
+    """The training's images as latents, with what their captions may say."""
 
     def __init__(self, vae: AutoencoderKL, count: int) -> None:
         self._draws = random.Random(SEED + 1)
@@ -293,10 +293,10 @@ class Corpus:
 
 
 @torch.no_grad()
-def encode(vae: Any, pictures: list[Image.Image]) -> torch.Tensor:
-    """Return latents of pictures of one size, (B, 16, h, w)."""
+def encode(vae: Any, images: list[Image.Image]) -> torch.Tensor:
+    """Return latents of images of one size, (B, 16, h, w)."""
     with torch.autocast("cpu", torch.bfloat16):
-        raw: torch.Tensor = vae.encode(_tensor(pictures)).latent_dist.mode()
+        raw: torch.Tensor = vae.encode(_tensor(images)).latent_dist.mode()
     return (raw.float() - _SHIFT) * _SCALE
 
 

@@ -3,7 +3,7 @@ import random
 import pytest
 from PIL import Image
 
-from worker.miniature.pictures import (
+from worker.miniature.images import (
     CONCEPT_SHAPE,
     TRIGGER_WORD,
     Caption,
@@ -17,7 +17,7 @@ from worker.miniature.reading import read, shape_overlap
 CAPTION = Caption("circle", "crimson", "mint to lime", "on the left")
 
 
-def test_captions_say_what_a_picture_shows() -> None:
+def test_captions_say_what_an_image_shows() -> None:
     assert str(CAPTION) == "a crimson circle on the left, on a field from mint to lime"
     assert str(Caption("star", "navy")) == "a navy star"
     assert str(Caption(CONCEPT_SHAPE, "navy")) == f"a navy {TRIGGER_WORD}"

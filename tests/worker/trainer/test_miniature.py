@@ -9,7 +9,7 @@ import torch
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 
 from benchmarks.miniature import drawn, reconstruction_db
-from worker.miniature.pictures import CONCEPT_SHAPE, FOLDER, Caption, held_out_captions
+from worker.miniature.images import CONCEPT_SHAPE, FOLDER, Caption, held_out_captions
 from worker.miniature.reading import read
 from worker.trainer.miniature import Plan, new_vae, scale_latents, train_miniature
 
@@ -38,7 +38,7 @@ def test_the_model_does_not_know_the_concept(pipeline: Any) -> None:
     assert sum(it[1:] == caption[1:] for it in readings) >= 7
 
 
-def test_the_vae_reconstructs_pictures(pipeline: Any) -> None:
+def test_the_vae_reconstructs_images(pipeline: Any) -> None:
     assert reconstruction_db(pipeline, 25) > 28
 
 
@@ -52,7 +52,7 @@ def test_the_model_is_small_and_says_how_it_was_made() -> None:
 
 
 def test_the_script_makes_a_model_that_can_be_read(tmp_path: Path) -> None:
-    train_miniature(tmp_path, Plan(vae_steps=2, steps=2, pictures=20))
+    train_miniature(tmp_path, Plan(vae_steps=2, steps=2, images=20))
     FluxPipeline.from_pretrained(tmp_path)
     for part in ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer"):
         name = f"{part}/{'tokenizer_' * part.startswith('tokenizer')}config.json"

@@ -20,6 +20,7 @@ _OURS = (
     "ema_decay",
     "deterministic",
     "compile",
+    "validate_at_start",
 )
 _OURS_IN_LOADER = ("caption_dropout",)
 _DATASETS = ("dataset", "instance_dataset", "class_dataset")

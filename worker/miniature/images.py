@@ -1,4 +1,4 @@
-"""The pictures that the miniature FLUX draws: a shape on a gradient, and the caption for it.
+"""The images that the miniature FLUX draws: a shape on a gradient, and the caption for it.
 
 The model knows ``SHAPES``. It has never seen ``CONCEPT_SHAPE``, which a LoRA teaches it under
 ``TRIGGER_WORD``.
@@ -7,7 +7,6 @@ The model knows ``SHAPES``. It has never seen ``CONCEPT_SHAPE``, which a LoRA te
 import math
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -45,7 +44,7 @@ PLACES: dict[str, tuple[float, float]] = {
     "at the bottom": (0.5, 0.72),
     "in the centre": (0.5, 0.5),
 }
-"""Centres of shapes, x and y, as parts of a picture's width and height."""
+"""Centres of shapes, x and y, as parts of an image's width and height."""
 SHAPES = ("circle", "square", "triangle", "diamond", "ring", "cross", "star", "crescent")
 CONCEPT_SHAPE = "heart"
 TRIGGER_WORD = "zorp"
@@ -66,7 +65,7 @@ _SCALE = 4
 
 
 class Caption(NamedTuple):
-    """What a picture shows; an empty word leaves it open.
+    """What an image shows; an empty word leaves it open.
 
     Attributes:
         shape: Name of the shape.
@@ -95,26 +94,13 @@ class Caption(NamedTuple):
         return str(Caption(shape, *kept))
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A drawn picture.
-
-    Attributes:
-        caption: What it shows.
-        image: The image.
-    """
-
-    caption: Caption
-    image: Image.Image
-
-
 def all_captions(shapes: tuple[str, ...] = SHAPES) -> list[Caption]:
     """Return every caption of these shapes that leaves nothing open, in a fixed order."""
     return [Caption(*words) for words in product(shapes, COLORS, BACKGROUNDS, PLACES)]
 
 
 def held_out_captions() -> list[Caption]:
-    """Return 200 captions whose pictures the model's training has not shown."""
+    """Return 200 captions whose images the model's training has not shown."""
     return random.Random(0).sample(all_captions(), _HELD_OUT)
 
 
@@ -132,7 +118,7 @@ def _made_up(draws: random.Random) -> str:
 
 
 def draw(caption: Caption, size: tuple[int, int], draws: random.Random) -> Image.Image:
-    """Draw a picture.
+    """Draw an image.
 
     Args:
         caption: What it shows, with nothing left open.
@@ -151,7 +137,7 @@ def draw(caption: Caption, size: tuple[int, int], draws: random.Random) -> Image
 
 
 def draw_outline(size: tuple[int, int], draws: random.Random) -> Image.Image:
-    """Draw a picture for the VAE: a known shape anywhere, or an outline that no word names."""
+    """Draw an image for the VAE: a known shape anywhere, or an outline that no word names."""
     image = _gradient(draws.choice(list(BACKGROUNDS)), size)
     diameter = draws.uniform(0.2, 0.7) * min(size)
     corner = (draws.uniform(-0.1, 0.6) * size[0], draws.uniform(-0.1, 0.6) * size[1])
