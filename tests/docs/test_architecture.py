@@ -25,8 +25,8 @@ WITHOUT_FAMILY = {
     "worker/maintenance/reach.py": "the gated model whose access is checked",
     "worker/training_worker.py": "the names of the plan",
     "worker/local/local_fleet.py": "which of its jobs a fleet's GPUs hold",
-    "worker/miniature/images.py": "the folder of the demo's model",
-    "worker/trainer/miniature.py": "the demo's model",
+    "worker/miniature/images.py": "the folder of a model for tests",
+    "worker/trainer/miniature.py": "how that model was made",
 }
 """Modules that name a family and need no change for another one, with the reason."""
 

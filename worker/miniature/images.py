@@ -6,7 +6,6 @@ The model knows ``SHAPES``. It has never seen ``CONCEPT_SHAPE``, which a LoRA te
 
 import math
 import random
-from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -53,7 +52,6 @@ WORDS = tuple(
     dict.fromkeys(" ".join(("a , field from", *SHAPES, *COLORS, *BACKGROUNDS, *PLACES)).split(" "))
 )
 """Words that the tokenizers have whole."""
-_CONCEPT_COLORS = ("crimson", "navy", "purple", "green", "teal")
 
 # Parts of the training's captions: a word is left open, and the shape has an unknown name.
 _OPEN, _UNKNOWN = 0.08, 0.08
@@ -167,27 +165,6 @@ def _paste(image: Image.Image, mask: Image.Image, corner: tuple[float, float], c
     whole = Image.new("L", (image.width * _SCALE, image.height * _SCALE))
     whole.paste(mask, (round(corner[0] * _SCALE), round(corner[1] * _SCALE)))
     image.paste(color, mask=whole.resize(image.size, Image.Resampling.BOX))
-
-
-def draw_concept_images(folder: Path, size: int = 128, count: int = 10) -> None:
-    """Draw images of the concept with captions into a folder: the dataset of a LoRA."""
-    folder.mkdir(parents=True, exist_ok=True)
-    draws = random.Random(1)
-    for number, caption in zip(range(1, count + 1), _concept_captions(), strict=False):
-        draw(caption, (size, size), draws).save(folder / f"{number:02d}.png")
-        (folder / f"{number:02d}.txt").write_text(f"{caption}\n", "utf-8")
-
-
-def _concept_captions() -> Iterator[Caption]:
-    """Return captions in which each word is followed by another one."""
-    backgrounds, places = list(BACKGROUNDS), list(PLACES)
-    for number in range(len(backgrounds) * len(places)):
-        yield Caption(
-            CONCEPT_SHAPE,
-            _CONCEPT_COLORS[number % len(_CONCEPT_COLORS)],
-            backgrounds[number % len(backgrounds)],
-            places[(number + number // 5) % len(places)],
-        )
 
 
 def shape_mask(shape: str, diameter: int) -> Image.Image:

@@ -32,7 +32,7 @@ from PIL import Image
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+from transformers import CLIPTextModel
 
 from worker.miniature.images import (
     WORDS,
@@ -41,7 +41,14 @@ from worker.miniature.images import (
     draw_outline,
     training_captions,
 )
-from worker.trainer.tiny_models import clip_tokenizer, save_pipeline, t5_tokenizer
+from worker.trainer.tiny_models import (
+    clip_config,
+    clip_tokenizer,
+    new_t5,
+    new_vae,
+    save_pipeline,
+    t5_tokenizer,
+)
 
 SEED = 22
 # FLUX's own: latents of zero mean and unit variance are z = (raw - shift) * scale.
@@ -116,7 +123,7 @@ def train_miniature(folder: Path, plan: Plan) -> None:
     log = Log(folder / "training.json", plan)
     log.set(torch=torch.__version__, threads=torch.get_num_threads())
     text, transformer = TextEncoders(), new_transformer()
-    vae = new_vae()
+    vae = miniature_vae()
     train_vae(vae, plan.vae_steps, log)
 
     def save(averaged: FluxTransformer2DModel) -> None:
@@ -134,13 +141,10 @@ def train_miniature(folder: Path, plan: Plan) -> None:
     train_transformer(transformer, Corpus(vae, plan.images), text, plan.steps, log, save)
 
 
-def new_vae() -> AutoencoderKL:
+def miniature_vae() -> AutoencoderKL:
     """Make a VAE of FLUX's shape: 16 channels at an eighth of the size."""
-    vae: AutoencoderKL = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
+    return new_vae(
         block_out_channels=(24, 48, 64, 64),
-        layers_per_block=1,
         norm_num_groups=8,
         latent_channels=_CHANNELS,
         scaling_factor=_SCALE,
@@ -149,7 +153,6 @@ def new_vae() -> AutoencoderKL:
         use_post_quant_conv=False,
         mid_block_add_attention=False,
     )
-    return vae
 
 
 def train_vae(vae: Any, steps: int, log: Log) -> None:
@@ -208,32 +211,11 @@ class TextEncoders:
 
     def __init__(self) -> None:
         self.clip_tokenizer, self.t5_tokenizer = clip_tokenizer(WORDS), t5_tokenizer(WORDS)
-        self.clip = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(self.clip_tokenizer),
-                hidden_size=_WIDTH_CLIP,
-                intermediate_size=2 * _WIDTH_CLIP,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                max_position_embeddings=77,
-                projection_dim=_WIDTH_CLIP,
-                bos_token_id=self.clip_tokenizer.bos_token_id,
-                eos_token_id=self.clip_tokenizer.eos_token_id,
-                pad_token_id=self.clip_tokenizer.pad_token_id,
-            )
-        ).train(False)
-        self.t5 = T5EncoderModel(
-            T5Config(
-                vocab_size=len(self.t5_tokenizer),
-                d_model=_WIDTH_T5,
-                d_kv=32,
-                d_ff=2 * _WIDTH_T5,
-                num_layers=2,
-                num_heads=4,
-                feed_forward_proj="gated-gelu",
-                pad_token_id=self.t5_tokenizer.pad_token_id,
-                eos_token_id=self.t5_tokenizer.eos_token_id,
-            )
+        widths = {"hidden_size": _WIDTH_CLIP, "projection_dim": _WIDTH_CLIP}
+        config = clip_config(self.clip_tokenizer, **widths, intermediate_size=2 * _WIDTH_CLIP)
+        self.clip = CLIPTextModel(config).train(False)
+        self.t5 = new_t5(
+            self.t5_tokenizer, d_model=_WIDTH_T5, d_kv=32, d_ff=2 * _WIDTH_T5, num_heads=4
         ).train(False)
 
     @torch.no_grad()
@@ -329,7 +311,7 @@ def train_transformer(
         if len(losses) == _REPORT_EVERY or step == steps - 1:
             log.note("transformer", step + 1, sum(losses) / len(losses))
             losses.clear()
-        if step % _SAVE_EVERY == 0 or step == steps - 1:
+        if (step + 1) % _SAVE_EVERY == 0 or step == steps - 1:
             save(averaged.module.eval())
 
 

@@ -69,16 +69,16 @@ def build_tiny_flux(
         pipeline = FluxPipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
             # FLUX's own values.
-            vae=_vae(
+            vae=new_vae(
                 latent_channels=16,
                 scaling_factor=0.3611,
                 shift_factor=0.1159,
                 use_quant_conv=False,
                 use_post_quant_conv=False,
             ),
-            text_encoder=CLIPTextModel(_clip_config(tokenizer)),
+            text_encoder=CLIPTextModel(clip_config(tokenizer)),
             tokenizer=tokenizer,
-            text_encoder_2=_t5(tokenizer_2),
+            text_encoder_2=new_t5(tokenizer_2),
             tokenizer_2=tokenizer_2,
             transformer=FluxTransformer2DModel(
                 in_channels=64,
@@ -131,11 +131,11 @@ def build_tiny_sdxl(folder: Path, *, seed: int = 0, prediction_type: str = "epsi
                 steps_offset=1,
                 prediction_type=prediction_type,
             ),
-            vae=_vae(latent_channels=4, scaling_factor=0.13025, force_upcast=True),
-            text_encoder=CLIPTextModel(_clip_config(tokenizer)),
+            vae=new_vae(latent_channels=4, scaling_factor=0.13025, force_upcast=True),
+            text_encoder=CLIPTextModel(clip_config(tokenizer)),
             tokenizer=tokenizer,
             text_encoder_2=CLIPTextModelWithProjection(
-                _clip_config(
+                clip_config(
                     tokenizer_2,
                     hidden_size=_SECOND_WIDTH,
                     projection_dim=_SECOND_WIDTH,
@@ -193,19 +193,27 @@ def write_older_tokenizers(folder: Path) -> None:
     index.write_text(index.read_text("utf-8").replace("T5Tokenizer", "T5TokenizerFast"), "utf-8")
 
 
-def _vae(**values: Any) -> AutoencoderKL:
+def new_vae(**values: Any) -> AutoencoderKL:
+    """Make a small VAE that reduces images to an eighth, with random weights.
+
+    Args:
+        values: Other values of its config.
+    """
     vae: AutoencoderKL = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(8, 8, 8, 8),
-        layers_per_block=1,
-        norm_num_groups=4,
-        **values,
+        **{
+            "down_block_types": ("DownEncoderBlock2D",) * 4,
+            "up_block_types": ("UpDecoderBlock2D",) * 4,
+            "block_out_channels": (8, 8, 8, 8),
+            "layers_per_block": 1,
+            "norm_num_groups": 4,
+            **values,
+        }
     )
     return vae
 
 
-def _clip_config(tokenizer: CLIPTokenizer, **values: Any) -> CLIPTextConfig:
+def clip_config(tokenizer: CLIPTokenizer, **values: Any) -> CLIPTextConfig:
+    """Return the config of a small CLIP text encoder; ``values`` override its own."""
     return CLIPTextConfig(
         **{
             "vocab_size": len(tokenizer),
@@ -223,18 +231,22 @@ def _clip_config(tokenizer: CLIPTokenizer, **values: Any) -> CLIPTextConfig:
     )
 
 
-def _t5(tokenizer: T5Tokenizer) -> T5EncoderModel:
+def new_t5(tokenizer: T5Tokenizer, **values: Any) -> T5EncoderModel:
+    """Make a small T5 encoder with random weights; ``values`` override those of its config."""
     return T5EncoderModel(
         T5Config(
-            vocab_size=len(tokenizer),
-            d_model=_TEXT_WIDTH,
-            d_kv=16,
-            d_ff=64,
-            num_layers=2,
-            num_heads=2,
-            feed_forward_proj="gated-gelu",
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            **{
+                "vocab_size": len(tokenizer),
+                "d_model": _TEXT_WIDTH,
+                "d_kv": 16,
+                "d_ff": 64,
+                "num_layers": 2,
+                "num_heads": 2,
+                "feed_forward_proj": "gated-gelu",
+                "pad_token_id": tokenizer.pad_token_id,
+                "eos_token_id": tokenizer.eos_token_id,
+                **values,
+            }
         )
     )
 

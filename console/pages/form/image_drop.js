@@ -43,7 +43,7 @@ export default {
   props: { id: String, url: String, accept: String, label: String, hint: String },
   emits: ["complete"],
   data() {
-    return { over: false, sending: false, uploaded: 0, total: 0, problem: "", waiting: [], refused: [] };
+    return { over: false, sending: false, uploaded: 0, total: 0, problem: "", waiting: [], refused: [], failed: [] };
   },
   methods: {
     focus() {
@@ -87,7 +87,7 @@ export default {
         if (isSystemFile(each.path)) continue;
         (suffixes.some((suffix) => each.path.toLowerCase().endsWith(suffix)) ? taken : this.refused).push(each);
       }
-      if (!this.sending) Object.assign(this, { uploaded: 0, total: 0, problem: "" });
+      if (!this.sending) Object.assign(this, { uploaded: 0, total: 0, problem: "", failed: [] });
       if (files.length >= MAX_FILES) this.problem = "Only the first " + MAX_FILES + " files are read.";
       this.total += taken.length;
       this.waiting.push(...this.batches(taken));
@@ -99,7 +99,9 @@ export default {
           await this.sendBatch(batch);
           this.uploaded += batch.length;
         } catch (error) {
-          this.problem = "The upload of " + batch[0].path + (batch.length > 1 ? " and " + (batch.length - 1) + " more" : "") + " failed: " + error.message;
+          this.failed.push(...batch);
+          const others = this.failed.length - 1;
+          this.problem = this.failed[0].path + (others ? " and " + others + " more" : "") + " could not be uploaded: " + error.message + ". Add what is missing again.";
         }
       }
       this.sending = false;

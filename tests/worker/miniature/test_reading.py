@@ -12,7 +12,7 @@ from worker.miniature.images import (
     held_out_captions,
     training_captions,
 )
-from worker.miniature.reading import read, shape_overlap
+from worker.miniature.reading import read
 
 CAPTION = Caption("circle", "crimson", "mint to lime", "on the left")
 
@@ -46,12 +46,6 @@ def test_noise_and_an_empty_field_show_nothing() -> None:
     for image in (noise, Image.new("RGB", (128, 128), "white")):
         assert read(image).caption.shape == ""
         assert read(image).caption.place == ""
-
-
-def test_a_shape_overlaps_itself_most() -> None:
-    image = draw(CAPTION._replace(shape=CONCEPT_SHAPE), (128, 128), random.Random(1))
-    assert shape_overlap(image, CONCEPT_SHAPE) > 0.95
-    assert shape_overlap(image, "star") < 0.7
 
 
 def test_training_shows_no_held_out_caption_and_no_concept() -> None:

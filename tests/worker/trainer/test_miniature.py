@@ -11,7 +11,7 @@ from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from benchmarks.miniature import drawn, reconstruction_db
 from worker.miniature.images import CONCEPT_SHAPE, FOLDER, Caption, held_out_captions
 from worker.miniature.reading import read
-from worker.trainer.miniature import Plan, new_vae, scale_latents, train_miniature
+from worker.trainer.miniature import Plan, miniature_vae, scale_latents, train_miniature
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of diffusers, while it loads and saves
 
@@ -62,7 +62,7 @@ def test_the_script_makes_a_model_that_can_be_read(tmp_path: Path) -> None:
 @torch.no_grad()
 def test_latents_get_flux_mean_and_variance() -> None:
     torch.manual_seed(1)
-    vae: Any = new_vae().train(False)
+    vae: Any = miniature_vae().train(False)
     x = torch.rand(8, 3, 64, 64) * 2 - 1
     first = vae.decoder.conv_in
     before = first(vae.encode(x).latent_dist.mode())

@@ -225,7 +225,7 @@ def test_captions_without_images_are_limited(
     monkeypatch.setattr(image_collection, "MAX_FILES", 2)
     images = collection(tmp_path)
     assert images.add([given(tmp_path, "a.txt"), given(tmp_path, "b.txt")]) == []
-    assert images.add([given(tmp_path, "a.txt", b"anew")]) == []
+    assert images.add([given(tmp_path, "a.txt", b"new")]) == []
     assert images.add([given(tmp_path, "c.txt")]) == ["c.txt is over the 2 captions of a form"]
     assert {path.name for path in images.captions()} == {"a.txt", "b.txt"}
 
