@@ -32,7 +32,7 @@ def as_text(_context: SerializationContext, value: Any) -> bytes:
     return str(value).encode("utf-8", "surrogatepass")
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("real", [False, True], ids=["generated ids", "real ids"])
 def test_generated_requests_cause_no_server_error(
     console: Console, acme: httpx2.Client, real: bool

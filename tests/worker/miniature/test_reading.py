@@ -31,6 +31,7 @@ def test_every_drawn_word_is_read_back(size: tuple[int, int]) -> None:
         seen = read(draw(caption, size, draws))
         assert seen.caption == caption
         assert seen.is_right(caption)
+        assert seen.overlap > 0.8
 
 
 def test_each_wrong_word_is_noticed() -> None:

@@ -154,13 +154,15 @@ def test_a_check_that_hangs_or_crashes_is_reported(
 ) -> None:
     upload_id = upload(acme, zipped({"a.png": image(), "a.txt": b"a"}))
     monkeypatch.setattr(checks, "TIMEOUT_S", 0.01)
-    assert (
-        "reading the images takes too long"
-        in preview(acme, of_upload(upload_id))["error"]["message"]
+    assert preview(acme, of_upload(upload_id))["error"]["message"] == (
+        "reading the images takes too long: use fewer or smaller ones, or submit a job, whose "
+        "worker has no such limit"
     )
     monkeypatch.setattr(checks, "COMMAND", (sys.executable, "-c", "raise SystemExit(3)"))
     monkeypatch.setattr(checks, "TIMEOUT_S", 30.0)
-    assert "the images cannot be read" in preview(acme, of_upload(upload_id))["error"]["message"]
+    assert preview(acme, of_upload(upload_id))["error"]["message"] == (
+        "the images cannot be read; the console's log has the reason"
+    )
     acme.delete(f"/uploads/{upload_id}")
 
 
