@@ -22,7 +22,7 @@ from tasks.events import CheckpointSaved, Event, Progress, StageStarted, TrainDo
 from tasks.jobs.job import TrainingConfig
 from tests.integration.fleets import Fleet
 from tests.waiting import wait_until
-from worker.local.demo_images import draw_demo_images
+from worker.miniature.dataset import draw_dataset
 from worker.supervision.trainer_pool import TrainerPool, trainer_environment
 from worker.supervision.trainer_process import Limits
 from worker.trainer.calibration.measure import Bench
@@ -291,7 +291,7 @@ def fleet(check: Check) -> Iterator[Row]:
 
 def jobs_on(running: Fleet, check: Check) -> Iterator[Row]:
     """Run the jobs of ``fleet`` on a running fleet."""
-    draw_demo_images(check.folder / "images")
+    draw_dataset(check.folder / "images")
     whole = _published(running, _submitted(running, check))
     yield {"job": "undisturbed", **whole}
     job_id = _submitted(running, check)

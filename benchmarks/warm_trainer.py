@@ -26,7 +26,7 @@ from tasks.events import Event, Progress
 from tasks.jobs.job import parse_job
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.store import Store, dataset_key, image_key
-from worker.local.demo_images import draw_demo_images
+from worker.miniature.dataset import draw_dataset
 from worker.supervision.trainer_pool import TrainerPool, trainer_environment
 from worker.supervision.trainer_process import Limits
 from worker.trainer.tiny_models import build_tiny_flux
@@ -117,7 +117,7 @@ def request_in(folder: Path, *, resolution: int = 128, tokens: int = 128) -> Tra
         tokens: Tokens of a caption that T5 reads.
     """
     store, model = Store(f"file://{folder}/store"), build_tiny_flux(folder / "model")
-    draw_demo_images(folder / "images")
+    draw_dataset(folder / "images")
     samples = []
     for path in sorted((folder / "images").glob("*.png")):
         image = open_image(path.read_bytes())

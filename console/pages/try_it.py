@@ -1,4 +1,4 @@
-"""The offer to try it: a job with demo images and a tiny model, started by one click."""
+"""The offer to try it: a job with demo images and a small model, started by one click."""
 
 from nicegui import ui
 
@@ -11,10 +11,14 @@ from tasks.errors import JobError
 
 _REFRESH_INTERVAL_S = 1.0
 _OFFER = (
-    "New here? Train a tiny model on eight demo images, in a few minutes. You get a real LoRA "
-    "file; the model is too small to draw anything."
+    "New here? Teach a miniature model a shape that it does not know, from 20 demo images, in a "
+    "minute or two. Its samples show what it learns, and you get a real LoRA file."
 )
-_PREPARING = "The demo images and their tiny model are being prepared, which takes half a minute."
+_OFFER_WITHOUT_SAMPLES = (
+    "New here? Train a tiny model on 20 demo images, in a few minutes. You get a real LoRA file; "
+    "the model is too small to draw anything."
+)
+_PREPARING = "The demo is being prepared, which takes some seconds."
 
 
 class TryIt:
@@ -40,7 +44,7 @@ class TryIt:
         if state.problem:
             self._text.update_text(f"The demo could not be prepared: {state.problem}")
         elif state.is_ready:
-            self._text.update_text(_OFFER)
+            self._text.update_text(_OFFER if state.has_samples else _OFFER_WITHOUT_SAMPLES)
         else:
             return
         self._start.set_visibility(state.is_ready)

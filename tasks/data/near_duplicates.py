@@ -1,11 +1,13 @@
 """Near-duplicate images: the same image, scaled or compressed again.
 
 They are found by difference hashes: whether each cell of a small gray copy is darker than its
-neighbor, across and down, 64 bits each (after N. Krawetz, "Kind of like that", 2013).
+neighbor, across and down, 64 bits each (after N. Krawetz, "Kind of like that", 2013). Their colors
+must be the same, too: a red ball is not a near-duplicate of a blue one.
 """
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -19,13 +21,36 @@ _BITS = 2 * _SIDE * _SIDE
 _MAX_SHARING = 200
 # Of 255. Low-contrast images are skipped: their hashes collide.
 _MIN_CONTRAST = 8
+# Of 255, between the mean colors of two cells. Compressing again and scaling change at most five.
+_MAX_COLOR_DISTANCE = 16
+# Colors are compared in 3 x 3 cells.
+_COLOR_CELLS = 3
 # Pixels of a cell's average, across and down, nearest to even distances: all of an image's pixels
 # take 6 times as long. With half as many, scaled copies differ in more bits.
 _SAMPLES = 32
 
 
-def difference_hash(image: Image.Image) -> int | None:
-    """Return an image's difference hash, 128 bits; None if it has too little contrast."""
+class DifferenceHash(NamedTuple):
+    """What near-duplicates have in common.
+
+    Attributes:
+        bits: Whether cells are darker than their neighbors, 128 bits.
+        colors: The mean colors of 3 x 3 cells, 27 bytes in hex.
+    """
+
+    bits: int
+    colors: str
+
+    def is_near(self, other: "DifferenceHash") -> bool:
+        """Return whether two images look the same."""
+        if (self.bits ^ other.bits).bit_count() > _MAX_DISTANCE:
+            return False
+        pairs = zip(bytes.fromhex(self.colors), bytes.fromhex(other.colors), strict=True)
+        return all(abs(one - another) <= _MAX_COLOR_DISTANCE for one, another in pairs)
+
+
+def difference_hash(image: Image.Image) -> DifferenceHash | None:
+    """Return an RGB image's difference hash; None if it has too little contrast."""
     sampled = (_SIDE + 1) * _SAMPLES
     small = image.resize((sampled, sampled), Image.Resampling.NEAREST).reduce(_SAMPLES)
     gray = small.convert("L")
@@ -41,30 +66,24 @@ def difference_hash(image: Image.Image) -> int | None:
             here = row * width + column
             bits = bits << 2 | (values[here] < values[here + 1]) << 1
             bits |= values[here] < values[here + width]
-    return bits
+    return DifferenceHash(bits, small.reduce(width // _COLOR_CELLS).tobytes().hex())
 
 
-def near_pairs(hashes: Sequence[int | None]) -> Iterator[tuple[int, int]]:
+def near_pairs(hashes: Sequence[DifferenceHash | None]) -> Iterator[tuple[int, int]]:
     """Yield the numbers of near-duplicates: the first image, and a later one that resembles it."""
     seen: list[dict[int, list[int]]] = [defaultdict(list) for _ in range(_PARTS)]
+    distinct: dict[int, DifferenceHash] = {}
     size = -(-_BITS // _PARTS)
-    for number, bits in enumerate(hashes):
-        if bits is None:
+    for number, found in enumerate(hashes):
+        if found is None:
             continue
-        parts = [bits >> index * size & (1 << size) - 1 for index in range(_PARTS)]
+        parts = [found.bits >> index * size & (1 << size) - 1 for index in range(_PARTS)]
         candidates = {other for index, part in enumerate(parts) for other in seen[index][part]}
-        near = [
-            candidate
-            for candidate in candidates
-            if _distance(bits, hashes[candidate]) <= _MAX_DISTANCE
-        ]
+        near = [it for it in candidates if found.is_near(distinct[it])]
         if near:
             yield min(near), number
             continue
+        distinct[number] = found
         for index, part in enumerate(parts):
             if len(seen[index][part]) < _MAX_SHARING:
                 seen[index][part].append(number)
-
-
-def _distance(one: int, other: int | None) -> int:
-    return _BITS if other is None else (one ^ other).bit_count()

@@ -20,7 +20,7 @@ from tasks.data.decoding.images import ImageFacts
 from tasks.data.formats import format_of_name
 from tasks.data.known_images import KnownImages
 from tasks.data.listing import MAX_PROBLEMS, Item, Listing, grouped, no_image
-from tasks.data.near_duplicates import near_pairs
+from tasks.data.near_duplicates import DifferenceHash, near_pairs
 from tasks.data.sources import Sources
 from tasks.data.tokens import TokenLimit, token_limits
 from tasks.dataset import Sample, balanced
@@ -102,7 +102,7 @@ class _Checked:
     sample: Sample
     files: list[CheckedFile]
     warnings: list[Problem]
-    hash: int | None
+    hash: DifferenceHash | None
     mask: CheckedMask | None
 
 
@@ -312,7 +312,7 @@ def _size_warnings(sample: Sample, bucket: Size) -> Iterable[Problem]:
         yield Problem(sample.source, message, "crop it to what its caption describes")
 
 
-def _duplicate_warnings(samples: list[Sample], hashes: list[int | None]) -> Iterable[Problem]:
+def _duplicate_warnings(samples: list[Sample], hashes: list[DifferenceHash | None]) -> Iterable[Problem]:
     same: dict[str, list[str]] = defaultdict(list)
     for sample in samples:
         same[sample.image].append(sample.source)

@@ -22,7 +22,7 @@ from benchmarks.results import write_section
 from tests.chaos.cluster import TIMEOUT_S, Cluster
 from tests.chaos.faults import ALL
 from tests.chaos.runs import CHECKPOINT_EVERY, BrokenPromiseError, Outcome, new_jobs, run
-from worker.local.demo_images import draw_demo_images
+from worker.miniature.dataset import draw_dataset
 
 
 def main() -> int:
@@ -81,7 +81,7 @@ def prepare(folder: Path) -> tuple[Path, Path]:
     model, images = folder / "model", folder / "images"
     command = [sys.executable, "-P", "-m", "worker.trainer.tiny_models", str(model)]
     subprocess.run(command, check=True, capture_output=True)
-    draw_demo_images(images)
+    draw_dataset(images)
     return model, images
 
 

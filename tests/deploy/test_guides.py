@@ -18,7 +18,7 @@ from tests.deploy.manifests import ROOT
 from tests.deploy.servers import PATIENCE_S
 from tests.waiting import wait_until
 from worker.cli.app import cli
-from worker.local.demo_images import draw_demo_images
+from worker.miniature.dataset import draw_dataset
 from worker.supervision.process import spawn
 
 BLOCK = re.compile(r"^```(bash|yaml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -60,7 +60,7 @@ class Shell:
         (folder / "deploy").mkdir()
         for name in ("secrets.sh", "certificates.sh", "valkey", "k8s"):
             (folder / "deploy" / name).symlink_to(ROOT / "deploy" / name)
-        draw_demo_images(folder / "images")
+        draw_dataset(folder / "images")
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("TRAINING_")}
         self.env = {
             **inherited,

@@ -7,7 +7,7 @@ import pytest
 from tests.integration.fleets import Fleet, free_port
 from tests.otlp import Receiver, receiving
 from tests.worker.trainer.caption_models import build_florence2
-from worker.local.demo_images import draw_demo_images
+from worker.miniature.dataset import draw_dataset
 from worker.trainer.tiny_models import build_tiny_flux, build_tiny_sdxl
 
 
@@ -58,7 +58,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory, traces: Receiver) -> Iterato
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     folder = tmp_path / "images"
-    draw_demo_images(folder)
+    draw_dataset(folder)
     return folder
 
 

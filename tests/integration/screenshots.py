@@ -19,7 +19,7 @@ from tests.integration.browsers import chromium, field, log_in, visit
 from tests.integration.conftest import short_job
 from tests.integration.fleets import PATIENCE_S, Fleet, free_port
 from tests.waiting import wait_until
-from worker.local.demo_images import draw_demo_images
+from worker.miniature.dataset import draw_dataset
 
 IMAGES = Path("docs/images")
 _PHONE = {"width": 390, "height": 844}
@@ -34,7 +34,7 @@ def main() -> None:
         model, images = scratch / "tiny-flux", scratch / "images"
         command = [sys.executable, "-P", "-m", "worker.trainer.tiny_models", str(model)]
         subprocess.run(command, check=True, capture_output=True)
-        draw_demo_images(images)
+        draw_dataset(images)
         settings = {"TRAINING_CONSOLE_PORT": str(free_port()), "TRAINING_GPU_PRICES": "40gb=1.8"}
         with Fleet(scratch / "home", "40gb,40gb,24gb", **settings) as fleet:
             _make(browser, fleet, model, images)

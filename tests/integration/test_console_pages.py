@@ -30,7 +30,7 @@ from tests.integration.conftest import short_job
 from tests.integration.fleets import PATIENCE_S, Fleet
 from tests.integration.test_published_file import generated_image
 from tests.waiting import wait_until
-from worker.local.demo_images import draw_demo_images
+from worker.miniature.dataset import draw_dataset
 from worker.local.embedded_broker import find_running
 
 HOSTILE = "<img src=x onerror=alert(1)> <script>alert(2)</script>"
@@ -70,7 +70,7 @@ def finished(
 ) -> dict[str, Any]:
     """What was published of a job that is over."""
     images = tmp_path_factory.mktemp("finished")
-    draw_demo_images(images)
+    draw_dataset(images)
     job = short_job(tiny_model, images)
     job["training"] |= {
         "validation_prompts": ["a red square"],

@@ -22,7 +22,7 @@ from tasks.state.keys import DEAD_LETTERS, tenant_queue_key
 from tests.integration.conftest import short_job
 from tests.integration.fleets import PATIENCE_S, Fleet, free_port
 from tests.waiting import wait_until
-from worker.local.demo_images import draw_demo_images
+from worker.miniature.dataset import draw_dataset
 from worker.local.embedded_broker import find_server
 from worker.supervision.process import spawn, stop
 
@@ -65,7 +65,7 @@ def watched(
         "TRAINING_FLOWER_PREFIX": "ops/flower",
         "TRAINING_CONSOLE_URL": "http://127.0.0.1:1/console/{{2}}",
     }
-    draw_demo_images(folder / "images")
+    draw_dataset(folder / "images")
     with Fleet(folder / "home", "40gb,24gb", **settings) as fleet, Watched(fleet) as watched_fleet:
         wait_until(
             lambda: watched_fleet.ask("/api/workers?refresh=1")[1].count("active_queues") == 3,

@@ -17,7 +17,7 @@ from tests.integration.fleets import PATIENCE_S, Fleet
 from tests.integration.test_published_file import generated_image as flux_image
 from tests.integration.test_sdxl_jobs import captioned, image, pipeline_of, sdxl_job
 from tests.waiting import wait_until
-from worker.local.demo_images import draw_demo_images
+from worker.miniature.dataset import draw_dataset
 
 PYTHON = os.environ.get("TRAINING_INVOKE_PYTHON")
 MODULE = "worker.trainer.invoke"
@@ -39,7 +39,7 @@ def library_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 @pytest.fixture(scope="module")
 def flux_job(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     images = tmp_path_factory.mktemp("data") / "images"
-    draw_demo_images(images)
+    draw_dataset(images)
     return {"engine": "invoke-training", **short_job(tiny_model, images)}
 
 

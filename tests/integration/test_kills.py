@@ -17,7 +17,7 @@ from tests.integration.conftest import short_job
 from tests.integration.fleets import PATIENCE_S, Fleet
 from tests.page_cache import cached_bytes, drop_pages
 from tests.waiting import wait_until
-from worker.local.demo_images import draw_demo_images
+from worker.miniature.dataset import draw_dataset
 from worker.local.embedded_broker import find_running
 
 # Some seconds of training after the first checkpoint, at which each test interrupts the job.
@@ -35,7 +35,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 def long_job(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A job that is long enough to be killed in the middle of an epoch."""
     images = tmp_path_factory.mktemp("data") / "images"
-    draw_demo_images(images)
+    draw_dataset(images)
     job = short_job(tiny_model, images)
     job["training"] |= {"max_train_steps": LONG_JOB_STEPS, "save_every_n_steps": 10}
     return job

@@ -11,7 +11,7 @@ from tests.integration.conftest import short_job
 from tests.integration.fleets import PATIENCE_S, Fleet
 from tests.nvml.machine import A100, T4, Machine
 from tests.waiting import wait_until
-from worker.local.demo_images import draw_demo_images
+from worker.miniature.dataset import draw_dataset
 
 FULL = A100.replace(" 81000 ", " 3000 ")
 BUSY = "busy GPU-a100 98 71"
@@ -44,7 +44,7 @@ def wait_for_quarantine(fleet: Fleet, because: str) -> None:
 def test_an_unhealthy_gpu_gets_no_job_until_it_recovers(
     machine: Machine, tiny_model: Path, tmp_path: Path
 ) -> None:
-    draw_demo_images(tmp_path / "images")
+    draw_dataset(tmp_path / "images")
     settings = {"TRAINING_TRAINER_RESTARTS": "0", "TRAINING_MAX_RETRIES": "0"}
     with Fleet(tmp_path / "home", None, **machine.env, **settings) as fleet:
         assert worker_of(fleet)["quarantined"] is None

@@ -16,7 +16,7 @@ from tests.integration.conftest import short_job
 from tests.integration.fleets import PATIENCE_S, Fleet
 from tests.refusals import REFUSALS, Refusal
 from tests.waiting import wait_until
-from worker.local.demo_images import draw_demo_images
+from worker.miniature.dataset import draw_dataset
 from worker.local.embedded_broker import find_running
 from worker.supervision.process import spawn, stop
 
@@ -44,7 +44,7 @@ def admin(fleet: Fleet) -> Iterator[Redis]:
 @pytest.fixture(scope="module")
 def job(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     images = tmp_path_factory.mktemp("data") / "images"
-    draw_demo_images(images)
+    draw_dataset(images)
     job = short_job(tiny_model, images)
     job["training"] |= {"max_train_steps": STEPS, "save_every_n_steps": 5, "max_checkpoints": 3}
     return job

@@ -14,7 +14,7 @@ from tests.integration.conftest import short_job
 from tests.integration.fleets import PATIENCE_S, Fleet, free_port
 from tests.redis_servers import PASSWORD, QUOTED_PASSWORD, SENTINEL_PASSWORD, Sentinels
 from tests.waiting import wait_until
-from worker.local.demo_images import draw_demo_images
+from worker.miniature.dataset import draw_dataset
 
 PORTS = ("FLOWER", "METRICS", "CONSOLE")
 
@@ -40,7 +40,7 @@ def fleet(tmp_path: Path, sentinels: Sentinels) -> Iterator[Fleet]:
 
 @pytest.fixture
 def job(tiny_model: Path, tmp_path: Path) -> dict[str, Any]:
-    draw_demo_images(tmp_path / "images")
+    draw_dataset(tmp_path / "images")
     job = short_job(tiny_model, tmp_path / "images")
     job["training"] |= {"max_train_steps": 40, "save_every_n_steps": 10}
     return job

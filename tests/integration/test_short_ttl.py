@@ -12,13 +12,13 @@ from tasks.state.record import JobRecord
 from tests.integration.conftest import short_job
 from tests.integration.fleets import PATIENCE_S, Fleet
 from tests.waiting import wait_until
-from worker.local.demo_images import draw_demo_images
+from worker.miniature.dataset import draw_dataset
 
 TTL_S = 3
 
 
 def test_running_and_paused_jobs_outlive_the_ttl(tiny_model: Path, tmp_path: Path) -> None:
-    draw_demo_images(tmp_path / "images")
+    draw_dataset(tmp_path / "images")
     job: dict[str, Any] = short_job(tiny_model, tmp_path / "images")
     with Fleet(tmp_path / "fleet", "40gb", TRAINING_JOB_TTL=str(TTL_S)) as fleet:
         paused = fleet.submit(job).documents[0]["job_id"]

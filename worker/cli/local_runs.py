@@ -21,7 +21,7 @@ from tasks.state.connection import connect
 from worker.cli.client import client_of
 from worker.cli.commands.serve import metrics_address
 from worker.cli.reports.follow import follow
-from worker.cli.reports.job_report import show_published
+from worker.cli.reports.job_report import published_of, show_published
 from worker.cli.reports.job_tables import stage_table
 from worker.cli.reports.output import stdout
 from worker.local.demo import prepare_demo
@@ -30,6 +30,7 @@ from worker.local.flower import flower_address, flower_credentials, password_fil
 from worker.local.local_fleet import PARTS, Fleet, running_fleet
 from worker.local.login_link import new_login_link
 from worker.local.ports import check_ports
+from worker.local.sample_sheet import write_sample_sheet
 from worker.supervision.process import spawn, stop
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ def run_local_fleet(settings: Settings, ready_file: Path | None) -> None:
 
 
 def run_demo(settings: Settings, home: Path | None) -> None:
-    """Run a whole FLUX LoRA job with a tiny model on an emulated fleet.
+    """Run a whole FLUX LoRA job with the miniature FLUX on an emulated fleet.
 
     Args:
         settings: This process's settings; Flower's are used.
@@ -96,7 +97,7 @@ def run_demo(settings: Settings, home: Path | None) -> None:
         flower_port=settings.flower_port,
         flower_basic_auth=settings.flower_basic_auth,
     )
-    stdout.print("preparing a tiny model and eight images")
+    stdout.print("a LoRA teaches a miniature FLUX a shape that it does not know: preparing 20 images")
     document = prepare_demo(home)
     fleet = _start_demo_fleet(settings)
     try:
@@ -113,6 +114,10 @@ def run_demo(settings: Settings, home: Path | None) -> None:
         stdout.print(f"stages of this FLUX job on the 24 GB worker: {on_24gb}")
         stdout.print(stage_table(record))
         show_published(record)
+        samples, sheet = Path(published_of(record)).parent / "validation", home / "samples.png"
+        if samples.is_dir():
+            write_sample_sheet(samples, sheet)
+            stdout.print(f"samples of all steps: {sheet}", soft_wrap=True)
     finally:
         stop(fleet, grace_s=settings.shutdown_timeout.total_seconds())
 

@@ -1,8 +1,10 @@
-"""The demo: a tiny base model, eight drawn images and a job, made once in a folder.
+"""The demo: drawn images, a small base model and a job, made once in a folder.
 
     python -P -m worker.local.demo FOLDER [--family sdxl]
 
-``training-worker demo`` runs the job on a fleet of its own. The console of ``up`` offers it as "Try
+Where a GPU of class 40gb is, also an emulated one, the job teaches the miniature FLUX a shape that it
+does not know, and samples show it before, during and after. Elsewhere it trains a tiny SDXL of
+random weights. ``training-worker demo`` runs the job on a fleet of its own. The console of ``up`` offers it as "Try
 it" (``console/services/jobs/demo.py``), from the folder that ``TRAINING_DEMO_DIR`` names. The
 folder is complete once it has the job file.
 """
@@ -19,25 +21,41 @@ from typing import Any, Literal
 from tasks.errors import JobError
 from tasks.jobs.document import write_document
 from tasks.settings.demo_folder import DemoFolder
-from worker.local.demo_images import draw_demo_images
+from worker.miniature.dataset import SAMPLE_CAPTIONS, draw_dataset
+from worker.miniature.images import FOLDER
 
 Family = Literal["flux", "sdxl"]
-"""The tiny model that the demo trains: FLUX needs a GPU of class 40gb, also an emulated one."""
+"""What the demo trains: FLUX needs a GPU of class 40gb, also an emulated one."""
 
-_BUCKETS = {"target_resolution": 128, "start_dim": 96, "end_dim": 192, "divisible_by": 32}
+_SIDE = 128
 _OPTIONS: dict[str, Any] = {
     "seed": 1,
-    "max_train_steps": 40,
-    "save_every_n_steps": 20,
-    "train_batch_size": 2,
+    "train_batch_size": 4,
     "weight_dtype": "bfloat16",
-    "gradient_checkpointing": True,
     "cache_text_encoder_outputs": True,
     "cache_vae_outputs": True,
 }
 _OPTIONS_OF_FAMILY: dict[Family, dict[str, Any]] = {
-    "flux": {"type": "FLUX_LORA", "t5_tokenizer_max_length": 128},
-    "sdxl": {"type": "SDXL_LORA", "train_text_encoder": False},
+    "flux": {
+        "type": "FLUX_LORA",
+        "lora_rank_dim": 16,
+        "transformer_learning_rate": 2e-3,
+        "lr_scheduler": "cosine",
+        "max_train_steps": 250,
+        "save_every_n_steps": 125,
+        "t5_tokenizer_max_length": 32,
+        "validation_prompts": [str(caption) for caption in SAMPLE_CAPTIONS],
+        "num_validation_images_per_prompt": 1,
+        "validate_at_start": True,
+        "validate_every_n_steps": 50,
+    },
+    "sdxl": {
+        "type": "SDXL_LORA",
+        "max_train_steps": 40,
+        "save_every_n_steps": 20,
+        "train_text_encoder": False,
+        "gradient_checkpointing": True,
+    },
 }
 _LOADERS = {"flux": "IMAGE_CAPTION_FLUX_DATA_LOADER", "sdxl": "IMAGE_CAPTION_SD_DATA_LOADER"}
 
@@ -52,21 +70,20 @@ def prepare_demo(path: Path, family: Family = "flux") -> dict[str, Any]:
     folder = DemoFolder(path)
     path.mkdir(parents=True, exist_ok=True)
     folder.problem.unlink(missing_ok=True)
-    model = path / f"tiny-{family}"
-    _make_model(model, family)
-    draw_demo_images(folder.images)
+    model = FOLDER if family == "flux" else _tiny_sdxl(path / "tiny-sdxl")
+    draw_dataset(folder.images)
     _pack(folder)
     document = _document(model, folder.images, family)
     _write(folder.job, write_document(document))
     return document
 
 
-def _make_model(model: Path, family: Family) -> None:
+def _tiny_sdxl(model: Path) -> Path:
     if (model / "model_index.json").exists():
-        return
+        return model
     # It may be made twice at a time: by 'up', and by 'demo' in the same home.
     part = model.with_name(f"{model.name}.{os.getpid()}.part")
-    module = ["-m", "worker.trainer.tiny_models", str(part), "--family", family]
+    module = ["-m", "worker.trainer.tiny_models", str(part), "--family", "sdxl"]
     made = subprocess.run([sys.executable, "-P", *module], capture_output=True, text=True)
     if made.returncode:
         raise JobError(f"cannot create the tiny model:\n{made.stderr}")
@@ -76,6 +93,7 @@ def _make_model(model: Path, family: Family) -> None:
         shutil.rmtree(part)
         if not (model / "model_index.json").exists():
             raise
+    return model
 
 
 def _pack(folder: DemoFolder) -> None:
@@ -89,8 +107,7 @@ def _pack(folder: DemoFolder) -> None:
 def _document(model: Path, images: Path, family: Family) -> dict[str, Any]:
     loader: dict[str, Any] = {
         "type": _LOADERS[family],
-        "resolution": 128,
-        "aspect_ratio_buckets": _BUCKETS,
+        "resolution": _SIDE,
         "dataset": {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(images)},
     }
     options = {**_OPTIONS_OF_FAMILY[family], "model": str(model), **_OPTIONS}

@@ -1,4 +1,4 @@
-"""The demo that the console offers: "Try it" submits a job with a tiny model and eight images."""
+"""The demo that the console offers: "Try it" submits a job with a small model and drawn images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from console.services.images.uploads import Uploads
 from console.services.jobs.submissions import Submissions
 from console.services.threads import in_thread
 from tasks.access.api_keys import Caller, Scope
-from tasks.jobs.document import read_document
+from tasks.jobs.document import DocumentError, read_document
 from tasks.settings.demo_folder import DemoFolder
 
 _ARCHIVE_NAME = "demo-images.zip"
@@ -21,10 +21,12 @@ class DemoState:
 
     Attributes:
         is_ready: Its model and images exist.
+        has_samples: Its job makes samples, from a model that can draw.
         problem: Why they cannot be prepared; empty if they can.
     """
 
     is_ready: bool
+    has_samples: bool = False
     problem: str = ""
 
 
@@ -53,12 +55,15 @@ class Demo:
     def state(self) -> DemoState:
         """Return whether the demo can be started."""
         folder = self._folder
-        if folder is None or folder.job.exists():
-            return DemoState(folder is not None)
+        if folder is None:
+            return DemoState(is_ready=False)
         try:
-            return DemoState(False, folder.problem.read_text("utf-8", "replace").strip())
+            training = _document(folder).get("training") or {}
         except FileNotFoundError:
-            return DemoState(False)
+            return DemoState(is_ready=False, problem=_problem(folder))
+        except ConflictError as error:
+            return DemoState(is_ready=False, problem=str(error))
+        return DemoState(is_ready=True, has_samples="validation_prompts" in training)
 
     async def start(self, caller: Caller) -> str:
         """Submit the demo's job and return its id.
@@ -79,9 +84,24 @@ class Demo:
 
 def _read(folder: DemoFolder) -> dict[str, Any]:
     try:
-        document: dict[str, Any] = read_document(folder.job.read_bytes()).values
+        document = _document(folder)
     except FileNotFoundError as error:
         raise ConflictError("the demo is not prepared yet; wait a few seconds") from error
     if not folder.archive.is_file():
         raise ConflictError("the demo's images are missing; restart 'training-worker up'")
     return document
+
+
+def _document(folder: DemoFolder) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = read_document(folder.job.read_bytes()).values
+    except DocumentError as error:
+        raise ConflictError(f"{folder.job} {error}") from error
+    return document
+
+
+def _problem(folder: DemoFolder) -> str:
+    try:
+        return folder.problem.read_text("utf-8", "replace").strip()
+    except FileNotFoundError:
+        return ""

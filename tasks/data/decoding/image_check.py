@@ -25,7 +25,7 @@ from tasks.data.decoding.images import (
     image_digest,
     open_image,
 )
-from tasks.data.near_duplicates import difference_hash
+from tasks.data.near_duplicates import DifferenceHash, difference_hash
 from tasks.data.opening import open_resolved, read_resolved
 
 MAX_FILE_BYTES = 512 * 2**20
@@ -87,7 +87,7 @@ class CheckedImage:
     width: int
     height: int
     facts: ImageFacts
-    hash: int | None
+    hash: DifferenceHash | None
     mask: CheckedMask | None
 
 

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from tasks.data.near_duplicates import difference_hash, near_pairs
+from tasks.data.near_duplicates import DifferenceHash, difference_hash, near_pairs
+from worker.miniature.images import COLORS, Caption, draw
 
 
 def drawing(seed: int, side: int = 256) -> Image.Image:
@@ -40,6 +41,15 @@ def test_scaled_and_recompressed_images_are_near() -> None:
     assert found == [(0, 2), (0, 3), (4, 5)]
 
 
+def test_images_of_other_colors_are_not_near() -> None:
+    captions = [Caption("heart", color, "mint to lime", "at the top") for color in COLORS]
+    images = [draw(it, (256, 256), random.Random(1)) for it in captions]
+    assert list(near_pairs([difference_hash(image) for image in images])) == []
+    copies = [image for it in images for image in (it, compressed(it.resize((200, 200)), 50))]
+    found = list(near_pairs([difference_hash(image) for image in copies]))
+    assert found == [(number, number + 1) for number in range(0, len(copies), 2)]
+
+
 def test_low_contrast_images_are_skipped() -> None:
     flat = [difference_hash(Image.new("RGB", (64, 64), color)) for color in ("red", "blue")]
     assert flat == [None, None]
@@ -52,7 +62,8 @@ def test_hashes_are_near_up_to_four_bits(bits: int, flipped: set[int]) -> None:
     other = bits
     for place in flipped:
         other ^= 1 << place
-    assert bool(list(near_pairs([bits, other]))) == (len(flipped) <= 4)
+    hashes = [DifferenceHash(it, bytes(27).hex()) for it in (bits, other)]
+    assert bool(list(near_pairs(hashes))) == (len(flipped) <= 4)
 
 
 def test_a_scaled_copy_of_noise_is_the_nearest() -> None:
@@ -62,7 +73,7 @@ def test_a_scaled_copy_of_noise_is_the_nearest() -> None:
     copies = [difference_hash(compressed(image.resize((900, 900)), 80)) for image in noise]
     for number, copy in enumerate(copies):
         assert copy is not None
-        distances = [(copy ^ it).bit_count() for it in hashes if it is not None]
+        distances = [(copy.bits ^ it.bits).bit_count() for it in hashes if it is not None]
         assert len(distances) == len(noise)
         # The averages of its cells are exact enough that chance moves few of the bits.
         assert distances[number] <= 11 < 28 <= min(distances[:number] + distances[number + 1 :])

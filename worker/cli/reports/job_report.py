@@ -218,10 +218,14 @@ def show_dry_run(settings: Settings, job: TrainingJob, *, json: bool) -> int:
     return code
 
 
+def published_of(record: JobRecord) -> str:
+    """Return the path or address of a job's file."""
+    return str((record.result or {})["published"])
+
+
 def show_published(record: JobRecord) -> None:
     """Print where a job's results are."""
-    published = (record.result or {})["published"]
-    stdout.print(f"published: {published}", soft_wrap=True)
+    stdout.print(f"published: {published_of(record)}", soft_wrap=True)
 
 
 def time_left_text(left: Forecast, now: datetime) -> str:
