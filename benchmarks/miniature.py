@@ -37,15 +37,17 @@ def main() -> None:
     )
 
 
-def drawn(pipeline: Any, captions: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+def drawn(
+    pipeline: Any, captions: Sequence[str], seeds: Sequence[int], side: int = _SIDE
+) -> list[Image.Image]:
     """Draw an image for each caption and its seed."""
     images: list[Image.Image] = []
     for start in range(0, len(captions), _BATCH):
         generators = [torch.Generator().manual_seed(it) for it in seeds[start : start + _BATCH]]
         images += pipeline(
             list(captions[start : start + _BATCH]),
-            height=_SIDE,
-            width=_SIDE,
+            height=side,
+            width=side,
             num_inference_steps=_STEPS,
             guidance_scale=_GUIDANCE,
             max_sequence_length=_TEXT_TOKENS,

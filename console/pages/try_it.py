@@ -11,11 +11,11 @@ from tasks.errors import JobError
 
 _REFRESH_INTERVAL_S = 1.0
 _OFFER = (
-    "New here? Teach a miniature model a shape that it does not know, from 20 demo images, in a "
+    "New here? Teach a miniature model a shape that it does not know, from 28 demo images, in a "
     "minute or two. Its samples show what it learns, and you get a real LoRA file."
 )
 _OFFER_WITHOUT_SAMPLES = (
-    "New here? Train a tiny model on 20 demo images, in a few minutes. You get a real LoRA file; "
+    "New here? Train a tiny model on 28 demo images, in a few minutes. You get a real LoRA file; "
     "the model is too small to draw anything."
 )
 _PREPARING = "The demo is being prepared, which takes some seconds."

@@ -1,6 +1,6 @@
 """The demo's dataset: it teaches the miniature FLUX the concept, a heart, as ``zorp``.
 
-It has an image of each known shape, too. Without them a LoRA draws hearts for every caption.
+It has images of all known shapes, too. Without them a LoRA draws hearts for every caption.
 """
 
 import random
@@ -24,18 +24,18 @@ _SIZE = (128, 128)
 
 
 def dataset_captions() -> list[Caption]:
-    """Return the captions of the dataset's images: 12 of the concept, 8 of known shapes."""
+    """Return the captions of the dataset's images: 12 of the concept, 16 of known shapes."""
     draws = random.Random(0)
     concept = [it for it in all_captions((CONCEPT_SHAPE,)) if it.color not in UNSEEN_COLORS]
     known = sorted({*all_captions()} - {*held_out_captions()})
     return [
         *draws.sample(concept, _CONCEPT_IMAGES),
-        *(draws.choice([it for it in known if it.shape == shape]) for shape in SHAPES),
+        *(draws.choice([it for it in known if it.shape == shape]) for shape in SHAPES * 2),
     ]
 
 
 def draw_dataset(folder: Path) -> None:
-    """Draw 20 images of 128 x 128 pixels, with captions, into a folder; deterministic."""
+    """Draw 28 images of 128 x 128 pixels, with captions, into a folder; deterministic."""
     folder.mkdir(parents=True, exist_ok=True)
     draws = random.Random(0)
     for number, caption in enumerate(dataset_captions(), start=1):

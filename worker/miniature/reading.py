@@ -64,6 +64,12 @@ def read(image: Image.Image) -> Reading:
     return Reading(Caption(shape, color, background, _place_of(mask)), overlap)
 
 
+def shape_overlap(image: Image.Image, shape: str) -> float:
+    """Return how much of its outline an image's shape shares with the ideal one, 0 to 1."""
+    mask = _shape_of(np.asarray(image.convert("RGB"), np.float32))
+    return _overlap(_normalized(mask), _ideal(shape)) if mask.any() else 0.0
+
+
 def _shape_of(pixels: Pixels) -> Mask:
     """Return the pixels that are no background's, (H, W)."""
     edge = max(1, pixels.shape[1] // 32)

@@ -25,7 +25,7 @@ def test_a_demo_is_made_once(
     job = parse_job(document)
     assert job.route(Settings().constants).gpu_queue == queue
     with zipfile.ZipFile(folder.archive) as archive:
-        assert len(archive.namelist()) == 16
+        assert len(archive.namelist()) == 56
     # The model is kept, and nothing else is left.
     monkeypatch.setattr("subprocess.run", None)
     assert prepare_demo(folder.path, family) == document
@@ -36,16 +36,15 @@ def test_a_demo_that_cannot_be_made_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = DemoFolder(tmp_path)
-    (tmp_path / "tiny-flux").write_text("in the way", "utf-8")
-    monkeypatch.setattr("sys.argv", ["demo", str(tmp_path)])
-    monkeypatch.setattr(demo, "_make_model", _fail)
+    monkeypatch.setattr("sys.argv", ["demo", str(tmp_path), "--family", "sdxl"])
+    monkeypatch.setattr(demo, "_tiny_sdxl", _fail)
     assert demo.main() == 1
     assert folder.problem.read_text("utf-8") == "no space for a model"
     assert "no space for a model" in capsys.readouterr().err
     assert not folder.job.exists()
 
 
-def _fail(_model: Path, _family: Family) -> None:
+def _fail(_model: Path) -> None:
     raise JobError("no space for a model")
 
 
