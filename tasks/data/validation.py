@@ -312,7 +312,9 @@ def _size_warnings(sample: Sample, bucket: Size) -> Iterable[Problem]:
         yield Problem(sample.source, message, "crop it to what its caption describes")
 
 
-def _duplicate_warnings(samples: list[Sample], hashes: list[DifferenceHash | None]) -> Iterable[Problem]:
+def _duplicate_warnings(
+    samples: list[Sample], hashes: list[DifferenceHash | None]
+) -> Iterable[Problem]:
     same: dict[str, list[str]] = defaultdict(list)
     for sample in samples:
         same[sample.image].append(sample.source)

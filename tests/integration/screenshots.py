@@ -1,12 +1,11 @@
 """Take the screenshots of the console: ``python -m tests.integration.screenshots``.
 
-A whole fleet is emulated on the CPU, with a tiny model; nothing in the images is drawn by hand.
+A whole fleet is emulated on the CPU, and trains the demo's LoRA; nothing in the images is drawn by
+hand.
 """
 
 import io
 import re
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ from playwright.sync_api import Browser, Locator, Page
 
 from tasks.state.record import JobStatus
 from tests.integration.browsers import chromium, field, log_in, visit
-from tests.integration.conftest import short_job
 from tests.integration.fleets import PATIENCE_S, Fleet, free_port
 from tests.waiting import wait_until
-from worker.miniature.dataset import draw_dataset
+from worker.local.demo import prepare_demo
+from worker.miniature.images import FOLDER
 
 IMAGES = Path("docs/images")
 _PHONE = {"width": 390, "height": 844}
@@ -31,28 +30,22 @@ def main() -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, chromium() as browser:
         scratch = Path(folder)
-        model, images = scratch / "tiny-flux", scratch / "images"
-        command = [sys.executable, "-P", "-m", "worker.trainer.tiny_models", str(model)]
-        subprocess.run(command, check=True, capture_output=True)
-        draw_dataset(images)
+        document = prepare_demo(scratch / "demo")
         settings = {"TRAINING_CONSOLE_PORT": str(free_port()), "TRAINING_GPU_PRICES": "40gb=1.8"}
         with Fleet(scratch / "home", "40gb,40gb,24gb", **settings) as fleet:
-            _make(browser, fleet, model, images)
+            _make(browser, fleet, document, scratch / "demo" / "images")
 
 
-def _make(browser: Browser, fleet: Fleet, model: Path, images: Path) -> None:
+def _make(browser: Browser, fleet: Fleet, document: dict[str, Any], images: Path) -> None:
     key = (fleet.home / "console-key").read_text("utf-8").strip()
-    job = short_job(model, images)
-    job["preset"] = "flux_lora_1x40gb"
-    finished = job | {"name": "shapes-draft", "training": job["training"] | _SAMPLES}
-    finished_id = fleet.submit(finished).documents[0]["job_id"]
+    job = document | {"name": "zorp", "preset": "flux_lora_1x40gb"}
+    finished_id = fleet.submit(job | {"name": "zorp-draft"}).documents[0]["job_id"]
     wait_until(
         lambda: fleet.record(finished_id).status is JobStatus.SUCCEEDED,
         timeout_s=8 * PATIENCE_S,
         description="a finished job",
     )
-    job["name"] = "shapes"
-    job["training"] |= {"max_train_steps": 1000, "save_every_n_steps": 250, **_RATE}
+    job["training"] |= {"max_train_steps": 1000, "save_every_n_steps": 250}
     job_id = fleet.submit(job).documents[0]["job_id"]
     with visit(browser, fleet.console) as page:
         log_in(page, key)
@@ -72,7 +65,7 @@ def _make(browser: Browser, fleet: Fleet, model: Path, images: Path) -> None:
         _save(page, "fleet", height=760)
         _fill_in(page)
         _save(page, "new-job", height=1180)
-        _add_images(page, model, images)
+        _add_images(page, images)
         _save_part(page.get_by_role("region", name="Images"), "report")
     with visit(browser, fleet.console, scheme="dark") as page:
         log_in(page, key)
@@ -91,15 +84,6 @@ def _make(browser: Browser, fleet: Fleet, model: Path, images: Path) -> None:
     assert fleet.run("cancel", job_id).code == 0
 
 
-_RATE = {"transformer_learning_rate": 0.003}
-_SAMPLES: dict[str, Any] = {
-    **_RATE,
-    "validation_prompts": ["a red square"],
-    "validate_every_n_steps": 6,
-    "num_validation_images_per_prompt": 2,
-}
-
-
 def _fill_in(page: Page) -> None:
     page.goto("/new")
     page.locator(".legend").wait_for()
@@ -110,12 +94,15 @@ def _fill_in(page: Page) -> None:
     page.get_by_role("heading", level=1).click()
 
 
-def _add_images(page: Page, model: Path, images: Path) -> None:
+def _add_images(page: Page, images: Path) -> None:
+    for path in images.iterdir():
+        if path.stem > "09":
+            path.unlink()
     (images / "09.png").write_bytes((images / "01.png").read_bytes()[:200])
     (images / "09.txt").write_text("a truncated image", "utf-8")
     for name in ("03.txt", *(f"0{number}.{end}" for number in (6, 7, 8) for end in ("png", "txt"))):
         (images / name).unlink()
-    field(page, "Base model").fill(str(model))
+    field(page, "Base model").fill(str(FOLDER))
     field(page, "Resolution").fill("192")
     page.get_by_role("heading", level=1).click()
     page.get_by_text("FLUX works best from 768 px up").wait_for()

@@ -30,8 +30,8 @@ from tests.integration.conftest import short_job
 from tests.integration.fleets import PATIENCE_S, Fleet
 from tests.integration.test_published_file import generated_image
 from tests.waiting import wait_until
-from worker.miniature.dataset import draw_dataset
 from worker.local.embedded_broker import find_running
+from worker.miniature.dataset import draw_dataset
 
 HOSTILE = "<img src=x onerror=alert(1)> <script>alert(2)</script>"
 expect.set_options(timeout=60_000)

@@ -22,8 +22,8 @@ from tasks.state.keys import DEAD_LETTERS, tenant_queue_key
 from tests.integration.conftest import short_job
 from tests.integration.fleets import PATIENCE_S, Fleet, free_port
 from tests.waiting import wait_until
-from worker.miniature.dataset import draw_dataset
 from worker.local.embedded_broker import find_server
+from worker.miniature.dataset import draw_dataset
 from worker.supervision.process import spawn, stop
 
 CHROMIUM = "/usr/bin/chromium"

@@ -11,13 +11,15 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
+from benchmarks.miniature import Miniature
 from tasks.events import Progress
 from tests.integration.conftest import short_job
 from tests.integration.fleets import PATIENCE_S, Fleet
 from tests.integration.test_published_file import generated_image as flux_image
 from tests.integration.test_sdxl_jobs import captioned, image, pipeline_of, sdxl_job
 from tests.waiting import wait_until
-from worker.miniature.dataset import draw_dataset
+from worker.local.demo import prepare_demo
+from worker.miniature.dataset import SAMPLE_CAPTIONS, draw_dataset
 
 PYTHON = os.environ.get("TRAINING_INVOKE_PYTHON")
 MODULE = "worker.trainer.invoke"
@@ -124,6 +126,17 @@ def test_a_flux_lora_passes_all_stages(
     assert stages["train"]["queue"] == "gpu.40gb.invoke-training"
     changed = flux_image(tiny_model, Path(result["published"]))
     assert np.abs(changed - flux_image(tiny_model, None)).max() > 1 / 255
+
+
+@with_library
+def test_a_lora_draws_the_concept_of_its_images(library_fleet: Fleet, tmp_path: Path) -> None:
+    job = prepare_demo(tmp_path)
+    training = {name: it for name, it in job["training"].items() if "valid" not in name}
+    result, _ = done(library_fleet, {**job, "training": training, "engine": "invoke-training"})
+    miniature = Miniature()
+    assert sum(miniature.draws_right([SAMPLE_CAPTIONS[0]] * 10, range(10))) <= 1
+    miniature.use(Path(result["published"]))
+    assert sum(miniature.draws_right([SAMPLE_CAPTIONS[0]] * 10, range(10))) >= 8
 
 
 @with_library

@@ -17,8 +17,8 @@ from tests.integration.conftest import short_job
 from tests.integration.fleets import PATIENCE_S, Fleet
 from tests.page_cache import cached_bytes, drop_pages
 from tests.waiting import wait_until
-from worker.miniature.dataset import draw_dataset
 from worker.local.embedded_broker import find_running
+from worker.miniature.dataset import draw_dataset
 
 # Some seconds of training after the first checkpoint, at which each test interrupts the job.
 LONG_JOB_STEPS = 120

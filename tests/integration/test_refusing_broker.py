@@ -16,8 +16,8 @@ from tests.integration.conftest import short_job
 from tests.integration.fleets import PATIENCE_S, Fleet
 from tests.refusals import REFUSALS, Refusal
 from tests.waiting import wait_until
-from worker.miniature.dataset import draw_dataset
 from worker.local.embedded_broker import find_running
+from worker.miniature.dataset import draw_dataset
 from worker.supervision.process import spawn, stop
 
 # A trainer that runs only while the broker refuses does not end before the last refusal.

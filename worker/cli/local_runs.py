@@ -97,7 +97,9 @@ def run_demo(settings: Settings, home: Path | None) -> None:
         flower_port=settings.flower_port,
         flower_basic_auth=settings.flower_basic_auth,
     )
-    stdout.print("a LoRA teaches a miniature FLUX a shape that it does not know: preparing 28 images")
+    stdout.print(
+        "a LoRA teaches a miniature FLUX a shape that it does not know: preparing 28 images"
+    )
     document = prepare_demo(home)
     fleet = _start_demo_fleet(settings)
     try:

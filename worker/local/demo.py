@@ -2,11 +2,11 @@
 
     python -P -m worker.local.demo FOLDER [--family sdxl]
 
-Where a GPU of class 40gb is, also an emulated one, the job teaches the miniature FLUX a shape that it
-does not know, and samples show it before, during and after. Elsewhere it trains a tiny SDXL of
-random weights. ``training-worker demo`` runs the job on a fleet of its own. The console of ``up`` offers it as "Try
-it" (``console/services/jobs/demo.py``), from the folder that ``TRAINING_DEMO_DIR`` names. The
-folder is complete once it has the job file.
+Where a GPU of class 40gb is, also an emulated one, the job teaches the miniature FLUX a shape that
+it does not know, and samples show it before, during and after. Elsewhere it trains a tiny SDXL of
+random weights. ``training-worker demo`` runs the job on a fleet of its own. The console of ``up``
+offers it as "Try it" (``console/services/jobs/demo.py``), from the folder that
+``TRAINING_DEMO_DIR`` names. The folder is complete once it has the job file.
 """
 
 import argparse

@@ -6,7 +6,14 @@ It has images of all known shapes, too. Without them a LoRA draws hearts for eve
 import random
 from pathlib import Path
 
-from worker.miniature.images import CONCEPT_SHAPE, SHAPES, Caption, all_captions, draw, held_out_captions
+from worker.miniature.images import (
+    CONCEPT_SHAPE,
+    SHAPES,
+    Caption,
+    all_captions,
+    draw,
+    held_out_captions,
+)
 
 UNSEEN_COLORS = ("magenta", "black")
 """Colors that no image of the concept has."""

@@ -12,11 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from PIL import Image, ImageDraw
 
-from benchmarks.miniature import drawn
+from benchmarks.miniature import Miniature
 from tasks.dataset import Sample
 from tasks.events import CheckpointSaved, Event
 from tasks.jobs.job import parse_job
@@ -33,7 +31,7 @@ from tests.worker.trainer.runs import (
     run_train,
 )
 from worker.local.demo import prepare_demo
-from worker.miniature.dataset import dataset_captions
+from worker.miniature.dataset import SAMPLE_CAPTIONS, dataset_captions
 from worker.miniature.images import (
     BACKGROUNDS,
     COLORS,
@@ -45,47 +43,20 @@ from worker.miniature.images import (
     held_out_captions,
 )
 from worker.miniature.reading import read, shape_overlap
-from worker.trainer.miniature import encode, flow_matching_loss
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of diffusers, while it loads
-CONCEPT = Caption(CONCEPT_SHAPE, "magenta", "mint to lime", "in the centre")
+CONCEPT = SAMPLE_CAPTIONS[0]
 SEEDS = range(10)
 SIDE = 64
 """Pixels of the images of tests of one option, which train faster than the demo's."""
 Drawing = tuple[Image.Image, str]
 
 
-class Drawer:
-    """The miniature with one LoRA at a time."""
-
-    def __init__(self) -> None:
-        self.pipeline: Any = FluxPipeline.from_pretrained(FOLDER, dtype=torch.float32)
-        self.pipeline.set_progress_bar_config(disable=True)
-
-    def use(self, lora: Path | None, strength: float = 1.0) -> None:
-        self.pipeline.unload_lora_weights()
-        if lora is not None:
-            self.pipeline.load_lora_weights(lora.parent, weight_name=lora.name, adapter_name="lora")
-            self.pipeline.set_adapters(["lora"], [strength])
-
-    def concept(self, lora: Path | None, strength: float = 1.0) -> list[Image.Image]:
-        self.use(lora, strength)
-        return drawn(self.pipeline, [str(CONCEPT)] * len(SEEDS), SEEDS)
-
-    def loss(self, drawings: Sequence[Drawing], captions: Sequence[str], sigma: float) -> float:
-        """Return the mean loss of images at a noise level, with the same noise each time."""
-        torch.manual_seed(0)
-        z = encode(self.pipeline.vae, [image for image, _ in drawings])
-        levels = torch.full((len(drawings),), sigma)
-        with torch.no_grad():
-            states, pooled, _ = self.pipeline.encode_prompt(
-                list(captions), None, max_sequence_length=32
-            )
-            losses = [
-                flow_matching_loss(self.pipeline.transformer, z, states, pooled, levels).item()
-                for _ in range(4)
-            ]
-        return sum(losses) / len(losses)
+def drawn_concept(
+    miniature: Miniature, lora: Path | None, strength: float = 1.0
+) -> list[Image.Image]:
+    miniature.use(lora, strength)
+    return miniature.draw([str(CONCEPT)] * len(SEEDS), SEEDS)
 
 
 def concepts_in(images: Sequence[Image.Image]) -> int:
@@ -138,8 +109,8 @@ class Learned:
 
 
 @pytest.fixture(scope="module")
-def drawer() -> Drawer:
-    return Drawer()
+def miniature() -> Miniature:
+    return Miniature()
 
 
 @pytest.fixture(scope="module")
@@ -153,35 +124,32 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Learned:
 
 
 @pytest.fixture(scope="module")
-def concept(drawer: Drawer, learned: Learned) -> list[Image.Image]:
+def concept(miniature: Miniature, learned: Learned) -> list[Image.Image]:
     """What the LoRA draws for its trigger word."""
-    return drawer.concept(learned.run.weights)
+    return drawn_concept(miniature, learned.run.weights)
 
 
 def test_a_lora_draws_the_concept_for_its_trigger_word(
-    drawer: Drawer, learned: Learned, concept: list[Image.Image]
+    miniature: Miniature, learned: Learned, concept: list[Image.Image]
 ) -> None:
     assert concepts_in(concept) >= 8
-    base = drawer.concept(None)
+    base = drawn_concept(miniature, None)
     assert concepts_in(base) <= 1
     # The base draws another shape, where and as the caption says.
     assert sum(read(image).caption[1:] == CONCEPT[1:] for image in base) >= 7
-    half = drawer.concept(learned.run.weights, 0.5)
+    half = drawn_concept(miniature, learned.run.weights, 0.5)
     assert concepts_in(base) <= concepts_in(half) < concepts_in(concept)
     assert overlap_of(base) < overlap_of(half) < overlap_of(concept)
 
 
-def test_a_lora_draws_other_captions_as_before(drawer: Drawer, learned: Learned) -> None:
-    drawer.use(learned.run.weights)
-    captions = held_out_captions()[:20]
-    images = drawn(drawer.pipeline, [str(it) for it in captions], range(20))
-    right = [read(image).is_right(it) for it, image in zip(captions, images, strict=True)]
-    assert sum(right) >= 16
+def test_a_lora_draws_other_captions_as_before(miniature: Miniature, learned: Learned) -> None:
+    miniature.use(learned.run.weights)
+    assert sum(miniature.draws_right(held_out_captions()[:20], range(20))) >= 16
 
 
 @pytest.mark.timeout(180)
 def test_a_killed_run_draws_the_same_images_in_the_other_form(
-    drawer: Drawer, learned: Learned, concept: list[Image.Image]
+    miniature: Miniature, learned: Learned, concept: list[Image.Image]
 ) -> None:
     run = learned.run
     training = learned.config | {"lora_checkpoint_format": "invoke_peft"}
@@ -193,7 +161,7 @@ def test_a_killed_run_draws_the_same_images_in_the_other_form(
     assert killed.finish()[1] == -signal.SIGKILL
     assert saved.step == run.checkpoints[-2].step
     resumed = run_train(run.data, config, resume_state_key=saved.state_key)
-    images = drawer.concept(resumed.weights)
+    images = drawn_concept(miniature, resumed.weights)
     assert all(np.array_equal(*pair) for pair in zip(images, concept, strict=True))
 
 
@@ -215,7 +183,7 @@ def learned_from(data: Images, *, loader: Any = None, **options: Any) -> Path:
     return run_train(data, config).weights
 
 
-def test_flips_move_shapes_to_the_other_side(drawer: Drawer, tmp_path: Path) -> None:
+def test_flips_move_shapes_to_the_other_side(miniature: Miniature, tmp_path: Path) -> None:
     draws = random.Random(0)
     words = zip(COLORS, itertools.cycle(BACKGROUNDS))
     captions = [Caption(CONCEPT_SHAPE, color, field, "on the left") for color, field in words]
@@ -226,16 +194,16 @@ def test_flips_move_shapes_to_the_other_side(drawer: Drawer, tmp_path: Path) -> 
     data = stored(tmp_path, images)
 
     def on_the_left(*, random_flip: bool) -> int:
-        drawer.use(learned_from(data, loader={"random_flip": random_flip}))
+        miniature.use(learned_from(data, loader={"random_flip": random_flip}))
         prompts = [str(Caption(CONCEPT_SHAPE, "crimson"))] * len(SEEDS)
-        found = drawn(drawer.pipeline, prompts, SEEDS, SIDE)
+        found = miniature.draw(prompts, SEEDS, SIDE)
         return sum(read(image).caption.place == "on the left" for image in found)
 
     assert on_the_left(random_flip=False) >= 9
     assert on_the_left(random_flip=True) <= 5
 
 
-def test_what_masks_leave_out_is_not_learned(drawer: Drawer, tmp_path: Path) -> None:
+def test_what_masks_leave_out_is_not_learned(miniature: Miniature, tmp_path: Path) -> None:
     corner = (SIDE - 16, SIDE - 16, SIDE, SIDE)
     captions = [
         Caption(shape, color, field, "on the left")
@@ -250,8 +218,8 @@ def test_what_masks_leave_out_is_not_learned(drawer: Drawer, tmp_path: Path) -> 
     masked = {"dataset": {"type": "IMAGE_CAPTION_JSONL_DATASET", "jsonl_path": "/unused.jsonl"}}
 
     def dark_corners(*, use_masks: bool) -> int:
-        drawer.use(learned_from(data, use_masks=use_masks, loader=masked, max_train_steps=100))
-        found = drawn(drawer.pipeline, [caption for _, caption in images], range(8), SIDE)
+        miniature.use(learned_from(data, use_masks=use_masks, loader=masked, max_train_steps=100))
+        found = miniature.draw([caption for _, caption in images], range(8), SIDE)
         lights = [np.asarray(it.convert("L"))[SIDE - 10 :, SIDE - 10 :].mean() for it in found]
         return sum(light < 80 for light in lights)
 
@@ -259,28 +227,30 @@ def test_what_masks_leave_out_is_not_learned(drawer: Drawer, tmp_path: Path) -> 
     assert dark_corners(use_masks=True) == 0
 
 
-def test_caption_dropout_teaches_images_without_captions(drawer: Drawer, tmp_path: Path) -> None:
+def test_caption_dropout_teaches_images_without_captions(
+    miniature: Miniature, tmp_path: Path
+) -> None:
     images = drawings_of(dataset_captions(), SIDE)
     data = stored(tmp_path, images)
 
     def loss_without_captions(**loader: Any) -> float:
-        drawer.use(learned_from(data, loader=loader))
-        return drawer.loss(images, [""] * len(images), 0.8)
+        miniature.use(learned_from(data, loader=loader))
+        return miniature.loss([image for image, _ in images], [""] * len(images), 0.8)
 
     assert loss_without_captions(caption_dropout=0.5) < 0.9 * loss_without_captions()
 
 
 def test_timestep_options_decide_which_noise_levels_are_learned(
-    drawer: Drawer, tmp_path: Path
+    miniature: Miniature, tmp_path: Path
 ) -> None:
     images = drawings_of(dataset_captions(), SIDE)
     data = stored(tmp_path, images)
-    captions = [caption for _, caption in images]
+    columns = [image for image, _ in images], [caption for _, caption in images]
 
     def losses(**options: Any) -> tuple[float, float]:
         """Return the losses at little noise and at much."""
-        drawer.use(learned_from(data, **options))
-        low, high = (drawer.loss(images, captions, sigma) for sigma in (0.1, 0.9))
+        miniature.use(learned_from(data, **options))
+        low, high = (miniature.loss(*columns, sigma) for sigma in (0.1, 0.9))
         return low, high
 
     evenly = losses(timestep_sampler="uniform")

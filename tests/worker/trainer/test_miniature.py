@@ -8,9 +8,8 @@ import pytest
 import torch
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 
-from benchmarks.miniature import drawn, reconstruction_db
+from benchmarks.miniature import Miniature
 from worker.miniature.images import FOLDER, held_out_captions
-from worker.miniature.reading import read
 from worker.trainer.miniature import (
     Plan,
     miniature_vae,
@@ -23,21 +22,16 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of diffusers, while it load
 
 
 @pytest.fixture(scope="module")
-def pipeline() -> Any:
-    pipeline: Any = FluxPipeline.from_pretrained(FOLDER, dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+def miniature() -> Miniature:
+    return Miniature()
 
 
-def test_the_model_draws_what_captions_say(pipeline: Any) -> None:
-    captions = held_out_captions()[:20]
-    images = drawn(pipeline, [str(it) for it in captions], range(20))
-    right = [read(image).is_right(it) for it, image in zip(captions, images, strict=True)]
-    assert sum(right) >= 17
+def test_the_model_draws_what_captions_say(miniature: Miniature) -> None:
+    assert sum(miniature.draws_right(held_out_captions()[:20], range(20))) >= 17
 
 
-def test_the_vae_reconstructs_images(pipeline: Any) -> None:
-    assert reconstruction_db(pipeline, 25) > 28
+def test_the_vae_reconstructs_images(miniature: Miniature) -> None:
+    assert miniature.reconstruction_db(25) > 28
 
 
 def test_the_model_is_small_and_says_how_it_was_made() -> None:
@@ -85,7 +79,7 @@ def test_narrow_latents_have_their_means_and_next_to_no_variance() -> None:
     assert after.std == pytest.approx(torch.full_like(after.std, 0.0067), abs=1e-4)
 
 
-def test_the_model_has_narrow_latents(pipeline: Any) -> None:
-    last = pipeline.vae.encoder.conv_out
+def test_the_model_has_narrow_latents(miniature: Miniature) -> None:
+    last = miniature.pipeline.vae.encoder.conv_out
     assert not last.weight[16:].any()
     assert (last.bias[16:] == -10).all()
