@@ -37,8 +37,9 @@ class Miniature:
     """
 
     def __init__(self, folder: Path = FOLDER) -> None:
-        self.pipeline: Any = FluxPipeline.from_pretrained(folder, dtype=torch.float32)
-        self.pipeline.set_progress_bar_config(disable=True)
+        pipeline: Any = FluxPipeline.from_pretrained(folder, dtype=torch.float32)
+        pipeline.set_progress_bar_config(disable=True)
+        self.pipeline = pipeline
 
     def use(self, lora: Path | None, strength: float = 1.0) -> None:
         """Load a LoRA's file instead of the one before; None leaves the base model."""

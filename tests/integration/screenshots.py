@@ -22,7 +22,7 @@ from worker.miniature.images import FOLDER
 
 IMAGES = Path("docs/images")
 _PHONE = {"width": 390, "height": 844}
-_STEPS_SHOWN = 120
+_STEPS_SHOWN = 220
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
 
 def _make(browser: Browser, fleet: Fleet, document: dict[str, Any], images: Path) -> None:
     key = (fleet.home / "console-key").read_text("utf-8").strip()
-    job = document | {"name": "zorp", "preset": "flux_lora_1x40gb"}
+    job = document | {"name": "zorp"}
     finished_id = fleet.submit(job | {"name": "zorp-draft"}).documents[0]["job_id"]
     wait_until(
         lambda: fleet.record(finished_id).status is JobStatus.SUCCEEDED,
@@ -138,7 +138,7 @@ def _write(data: bytes, name: str, colours: int = 256) -> None:
     """Write an image with a palette, which is enough for a page and a third of the size."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     if colours:
-        image = image.quantize(colours, dither=Image.Dither.NONE)
+        image = image.quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     image.save(IMAGES / f"{name}.png", optimize=True)
 
 

@@ -41,6 +41,8 @@ _OPTIONS_OF_FAMILY: dict[Family, dict[str, Any]] = {
         "lora_rank_dim": 16,
         "transformer_learning_rate": 2e-3,
         "lr_scheduler": "cosine",
+        "discrete_flow_shift": 2.0,
+        "sigmoid_scale": 1.5,
         "max_train_steps": 250,
         "save_every_n_steps": 125,
         "t5_tokenizer_max_length": 32,

@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 # Buckets of different sizes fragment the allocator's fixed segments.
 _ALLOCATOR = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+# The threads of a computation wait for one another by spinning otherwise: beside another busy program
+# on two cores, the demo's training did not end in minutes.
+_ON_THE_CPU = {"OMP_WAIT_POLICY": "PASSIVE"}
 _FRAGMENTS = "trainers need expandable segments"
 _OTHER_NUMBERS = "a job computes the same numbers on every machine"
 # PyTorch or CUDA would prefer these to the settings of trainers and jobs.
@@ -198,7 +201,9 @@ def trainer_environment(
     for name, reason in ignored.items():
         logger.warning("trainers ignore the environment's %s: %s", name, reason)
     kept = {k: v for k, v in inherited.items() if not (k in ignored or k.startswith("TRAINING_"))}
+    on_the_cpu = _ON_THE_CPU if cuda_visible_devices is None else {}
     return {
+        **on_the_cpu,
         **kept,
         **_ALLOCATOR,
         "CUDA_VISIBLE_DEVICES": cuda_visible_devices or "",
