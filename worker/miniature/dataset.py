@@ -12,7 +12,7 @@ from worker.miniature.images import (
     Caption,
     all_captions,
     draw,
-    held_out_captions,
+    training_captions,
 )
 
 UNSEEN_COLORS = ("magenta", "black")
@@ -34,7 +34,7 @@ def dataset_captions() -> list[Caption]:
     """Return the captions of the dataset's images: 12 of the concept, 16 of known shapes."""
     draws = random.Random(0)
     concept = [it for it in all_captions((CONCEPT_SHAPE,)) if it.color not in UNSEEN_COLORS]
-    known = sorted({*all_captions()} - {*held_out_captions()})
+    known = training_captions()
     return [
         *draws.sample(concept, _CONCEPT_IMAGES),
         *(draws.choice([it for it in known if it.shape == shape]) for shape in SHAPES * 2),
