@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 
 # Buckets of different sizes fragment the allocator's fixed segments.
 _ALLOCATOR = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-# The threads of a computation wait for one another by spinning otherwise: beside another busy program
-# on two cores, the demo's training did not end in minutes.
+# Threads that wait for one another spin otherwise: beside another busy program on two cores, the
+# demo's training did not end in minutes.
 _ON_THE_CPU = {"OMP_WAIT_POLICY": "PASSIVE"}
 _FRAGMENTS = "trainers need expandable segments"
 _OTHER_NUMBERS = "a job computes the same numbers on every machine"
