@@ -16,16 +16,19 @@ def write_sample_sheet(folder: Path, path: Path) -> None:
         folder: The published ``validation`` folder, with images of one size.
         path: The PNG file to write.
     """
-    found = {path: match for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))}
-    steps = sorted({int(match["step"]) for match in found.values()})
-    rows = sorted({match["row"] for match in found.values()})
-    width, height = Image.open(next(iter(found))).size
+    found: dict[tuple[int, str], Image.Image] = {}
+    for source in folder.iterdir():
+        if match := _NAME.fullmatch(source.name):
+            with Image.open(source) as image:
+                found[int(match["step"]), match["row"]] = image.convert("RGB")
+    steps, rows = (sorted(set(it)) for it in zip(*found, strict=True))
+    width, height = next(iter(found.values())).size
     across, down = width + _GAP, height + _GAP
     sheet = Image.new("RGB", (across * len(steps) + _GAP, down * len(rows) + _TITLE), "white")
     for column, step in enumerate(steps):
         place = (_GAP + column * across + width // 2, _TITLE // 2)
         ImageDraw.Draw(sheet).text(place, f"step {step}", fill="black", anchor="mm")
-    for source, match in found.items():
-        column, row = steps.index(int(match["step"])), rows.index(match["row"])
-        sheet.paste(Image.open(source), (_GAP + column * across, _TITLE + row * down))
+        for row, name in enumerate(rows):
+            if (step, name) in found:
+                sheet.paste(found[step, name], (_GAP + column * across, _TITLE + row * down))
     sheet.save(path)
