@@ -182,7 +182,10 @@ class Sources:
     def _archive(self, config: ArchiveDatasetConfig, *, captions: bool, masks: bool) -> Listing:
         listing = Listing(_location(config), check_stop=self._check_stop)
         if (loose := self._loose_archives.get(config.archive)) is not None:
-            files = {path.name: path for path in loose.resolve().iterdir()}
+            try:
+                files = {path.name: path for path in loose.resolve().iterdir()}
+            except FileNotFoundError as error:
+                raise SourceError("its images were removed before they were checked") from error
             return pair_captions(listing, files, captions=captions)
         path = self._archive_file(config)
         try:

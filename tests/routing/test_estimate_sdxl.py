@@ -119,4 +119,6 @@ def test_half_precision_lowers_the_estimate(shape: SdxlShape) -> None:
         estimate_sdxl(replace(shape, weight_dtype=name, compute_dtype=name)).needed_gib
         for name in ("float32", "bfloat16", "float16")
     )
-    assert half == other < full
+    # The VAE of the cache stage computes in float32, and may take the most of all.
+    assert half == other <= full
+    assert half < full or not shape.vae_resident

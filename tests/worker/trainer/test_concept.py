@@ -44,7 +44,11 @@ from worker.miniature.images import (
 )
 from worker.miniature.reading import read, shape_overlap
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of diffusers, while it loads
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # of diffusers, while it loads
+    # Each trains for up to 250 steps.
+    pytest.mark.timeout(300),
+]
 CONCEPT = SAMPLE_CAPTIONS[0]
 SEEDS = range(10)
 SIDE = 64
@@ -147,7 +151,6 @@ def test_a_lora_draws_other_captions_as_before(miniature: Miniature, learned: Le
     assert sum(miniature.draws_right(held_out_captions()[:20], range(20))) >= 16
 
 
-@pytest.mark.timeout(180)
 def test_a_killed_run_draws_the_same_images_in_the_other_form(
     miniature: Miniature, learned: Learned, concept: list[Image.Image]
 ) -> None:

@@ -88,3 +88,22 @@ def test_only_new_images_of_a_working_copy_are_decoded(
     assert sorted(path.name for path in folder.iterdir()) == [
         name for number in range(3) for name in (f"{number}.png", f"{number}.txt")
     ]
+
+
+def test_a_working_copy_that_is_removed_before_its_check_is_a_problem(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = list[CheckRequest]()
+
+    async def keep(_module: str, request: CheckRequest) -> dict[str, Any]:
+        sent.append(request)
+        return {}
+
+    monkeypatch.setattr(processes, "run_process", keep)
+    started = Processes()
+    files = ImageFiles(served.settings, started, tmp_path / "thumbnails")
+    checks = DatasetChecks(served.settings, started, files)
+    asyncio.run(checks.check_images("acme", "acme", tmp_path / "removed"))
+    [finding] = check_process._check(sent[0])["report"]["findings"]
+    assert finding["severity"] == "error"
+    assert finding["message"] == "its images were removed before they were checked"
