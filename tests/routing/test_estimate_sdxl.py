@@ -98,6 +98,8 @@ def test_a_larger_shape_needs_no_less_memory(shape: SdxlShape, name: str, more: 
 def test_all_that_is_resident_needs_memory_in_training(shape: SdxlShape, name: str) -> None:
     # Larger images than the cache stage's share of the peak.
     shape = replace(shape, pixels=64 * 64, text_encoders_resident=True, vae_resident=True)
+    if name == "trains_unet":  # a finetune has no LoRA, which keeps inputs of its own
+        shape = replace(shape, rank=0, layers=frozenset())
     changes: list[dict[str, Any]] = [{name: False}, {name: True}]
     without, with_it = (replace(shape, **change) for change in changes)
     assert estimate_sdxl(without).needed_gib <= estimate_sdxl(with_it).needed_gib
