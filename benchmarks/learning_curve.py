@@ -132,7 +132,7 @@ def their_loras(folder: Path, training: dict[str, Any], program: list[str]) -> d
         },
     )
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-    subprocess.run([*program, *options], env=env, check=True, capture_output=True)
+    subprocess.run([*program, *options], env=env, check=True, stdout=subprocess.DEVNULL)
     name = "pytorch_lora_weights.safetensors"
     return {step: output / f"checkpoint-{step}" / name for step in range(_EVERY, steps + 1, _EVERY)}
 

@@ -117,10 +117,10 @@ def test_checkpointing_more_blocks_keeps_fewer_activations(shape: SdxlShape) -> 
 @given(SDXL_SHAPES)
 def test_half_precision_lowers_the_estimate(shape: SdxlShape) -> None:
     shape = replace(shape, trains_unet=False)
+    if not shape.vae_resident:  # the cache stage's VAE takes the most for large images, in float32
+        shape = replace(shape, pixels=64 * 64)
     full, half, other = (
         estimate_sdxl(replace(shape, weight_dtype=name, compute_dtype=name)).needed_gib
         for name in ("float32", "bfloat16", "float16")
     )
-    # The VAE of the cache stage computes in float32, and may take the most of all.
-    assert half == other <= full
-    assert half < full or not shape.vae_resident
+    assert half == other < full
