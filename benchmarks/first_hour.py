@@ -133,8 +133,6 @@ def _try_it(page: Page, link: str, steps: Steps, folder: Path) -> None:
     with steps.step("open the login link, press Log in"):
         page.goto(link)
         page.get_by_role("button", name="Log in").click()
-        page.get_by_role("heading", level=1, name="Jobs").wait_for()
-    with steps.step("until Try it is offered"):
         button = page.get_by_role("button", name="Try it")
         button.wait_for()
     with steps.step("press Try it, until the job has succeeded"):

@@ -31,7 +31,7 @@ from worker.local.demo import prepare_demo
 from worker.miniature.dataset import UNSEEN_COLORS
 from worker.miniature.images import (
     CONCEPT_SHAPE,
-    FOLDER,
+    FLUX_FOLDER,
     Caption,
     all_captions,
     draw,
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("python", type=Path)
     parser.add_argument("examples", type=Path)
     arguments = parser.parse_args()
-    miniature = Miniature()
+    miniature = Miniature(FLUX_FOLDER)
     base = scores_of(miniature, None)
     curves: dict[str, list[dict[int, Scores]]] = {"ours": [], "the script": []}
     with tempfile.TemporaryDirectory() as name:
@@ -108,7 +108,7 @@ def their_loras(folder: Path, training: dict[str, Any], program: list[str]) -> d
     (folder / "script").mkdir()
     images = image_folder(folder / "ours" / "images", folder / "script")
     options = options_of(
-        FOLDER,
+        FLUX_FOLDER,
         output,
         steps,
         {
@@ -145,7 +145,7 @@ def scores_of(miniature: Miniature, lora: Path | None) -> Scores:
     unseen = draws.sample(unseen, _COUNT)
     images = [draw(it, (SIDE, SIDE), draws) for it in unseen]
     words = [str(it) for it in unseen]
-    loss = fmean(miniature.loss(images, words, level) for level in _LEVELS)
+    loss = fmean(miniature.flux_loss(images, words, level) for level in _LEVELS)
     right = [_right(miniature, captions) for captions in (unseen, held_out_captions()[:_COUNT])]
     return right[0], right[1], loss
 

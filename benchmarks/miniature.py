@@ -1,8 +1,8 @@
-"""How well the miniature FLUX draws: ``python -P -m benchmarks.miniature [--report FILE]``.
+"""How well the miniature models draw: ``python -P -m benchmarks.miniature [--report FILE]``.
 
-Images of 200 captions that its training has not shown are drawn by FluxPipeline with its usual
-steps and guidance, and read back by plain image analysis. Goals: 90 % are right in shape, color,
-background and place; the VAE's reconstruction is above 28 dB.
+Images of 200 captions that their training has not shown are drawn by the pipelines of diffusers,
+and read back by plain image analysis. Goals: 90 % are right in shape, color, background and place;
+the VAE's reconstruction is above 28 dB.
 """
 
 import random
@@ -14,30 +14,35 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image
 
 from benchmarks.results import parser_of, report_result
-from worker.miniature.images import FOLDER, Caption, draw, held_out_captions
+from worker.miniature.images import FLUX_FOLDER, SDXL_FOLDER, Caption, draw, held_out_captions
 from worker.miniature.reading import read
-from worker.trainer.miniature import encode, flow_matching_loss
+from worker.trainer.miniature.flux import flow_matching_loss
+from worker.trainer.miniature.vae import encode
 
 SIDE = 128
-_STEPS, _GUIDANCE, _TEXT_TOKENS = 28, 3.5, 64
+STEPS = 28
 _BATCH = 25
+_OPTIONS = {
+    "FluxPipeline": {"guidance_scale": 3.5, "max_sequence_length": 64},
+    "StableDiffusionXLPipeline": {"guidance_scale": 5.0},
+}
 # Of a loss: T5's tokens, which are more than any caption has, and draws of noise.
 _LOSS_TOKENS, _LOSS_DRAWS = 32, 4
 
 
 class Miniature:
-    """The miniature FLUX, with one LoRA at a time.
+    """A miniature model, with one LoRA at a time.
 
     Args:
         folder: The model's folder.
     """
 
-    def __init__(self, folder: Path = FOLDER) -> None:
-        pipeline: Any = FluxPipeline.from_pretrained(folder, dtype=torch.float32)
+    def __init__(self, folder: Path) -> None:
+        pipeline: Any = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
         pipeline.set_progress_bar_config(disable=True)
         self.pipeline = pipeline
 
@@ -59,10 +64,9 @@ class Miniature:
                 list(captions[start : start + _BATCH]),
                 height=side,
                 width=side,
-                num_inference_steps=_STEPS,
-                guidance_scale=_GUIDANCE,
-                max_sequence_length=_TEXT_TOKENS,
+                num_inference_steps=STEPS,
                 generator=generators,
+                **_OPTIONS[type(self.pipeline).__name__],
             ).images
         return images
 
@@ -72,8 +76,10 @@ class Miniature:
         return [read(image).is_right(it) for it, image in zip(captions, images, strict=True)]
 
     @torch.no_grad()
-    def loss(self, images: Sequence[Image.Image], captions: Sequence[str], sigma: float) -> float:
-        """Return the mean loss of images at a noise level, with the same noise each time."""
+    def flux_loss(
+        self, images: Sequence[Image.Image], captions: Sequence[str], sigma: float
+    ) -> float:
+        """Return FLUX's mean loss of images at a noise level, with the same noise each time."""
         torch.manual_seed(0)
         z = encode(self.pipeline.vae, list(images))
         states, pooled, _ = self.pipeline.encode_prompt(
@@ -103,14 +109,17 @@ class Miniature:
 
 def main() -> None:
     """Measure and print how much is right."""
-    parser = parser_of(__doc__)
-    parser.add_argument("--folder", type=Path, default=FOLDER)
-    arguments = parser.parse_args()
-    miniature = Miniature(arguments.folder)
-    lines = [accuracy(miniature), f"VAE: {miniature.reconstruction_db():.1f} dB"]
+    arguments = parser_of(__doc__).parse_args()
+    lines = []
+    for name, folder in (("FLUX", FLUX_FOLDER), ("SDXL", SDXL_FOLDER)):
+        miniature = Miniature(folder)
+        lines += [
+            f"{name}: {accuracy(miniature)}",
+            f"{name}'s VAE: {miniature.reconstruction_db():.1f} dB",
+        ]
     goal = "90 % right; above 28 dB"
     report_result(
-        arguments.report, "The miniature FLUX", "python -P -m benchmarks.miniature", goal, lines
+        arguments.report, "The miniature models", "python -P -m benchmarks.miniature", goal, lines
     )
 
 
@@ -125,7 +134,7 @@ def accuracy(miniature: Miniature) -> str:
         for name in Caption._fields:
             right[name] += getattr(seen.caption, name) == getattr(caption, name)
     parts = ", ".join(f"{name} {100 * right[name] / len(captions):.1f} %" for name in right)
-    return f"{len(captions)} held-out captions, {_STEPS} steps: {parts}"
+    return f"{len(captions)} held-out captions, {STEPS} steps: {parts}"
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run a whole FLUX LoRA job with a tiny model on an emulated fleet, and print the published file.
+# Run a whole FLUX LoRA job with a miniature model on an emulated fleet, and print the published file.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 

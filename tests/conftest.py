@@ -25,6 +25,7 @@ os.umask(0o022)
 _SLOW = {
     "integration",
     "chaos",
+    "miniature",
     "test_broken_connections.py",
     "test_datasets.py",
     "test_images_in_browser.py",

@@ -26,10 +26,5 @@ class DemoFolder:
 
     @property
     def job(self) -> Path:
-        """The job file, which is written last: the demo is ready once it exists."""
+        """The job file, which is written last."""
         return self.path / "job.yaml"
-
-    @property
-    def problem(self) -> Path:
-        """Why the demo could not be prepared; exists in that case only."""
-        return self.path / "problem.txt"

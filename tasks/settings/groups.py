@@ -363,9 +363,9 @@ class ConsoleSettings(StorageSettings):
 
     demo_dir: Path | None = None
     """The folder of the demo that the console offers to operators as "Try it": a short job
-    with a tiny model, which `python -P -m worker.local.demo FOLDER` makes. Every worker must reach
-    it. Unset: `up` uses `demo` in `TRAINING_HOME` where its GPUs are emulated or below 40 GB; other
-    consoles offer none."""
+    with a miniature model, which `python -P -m worker.local.demo FOLDER` makes. Every worker must
+    reach it. Unset: `up` uses `demo` in `TRAINING_HOME` where its GPUs are emulated or below 40 GB;
+    other consoles offer none."""
 
     api_rate_limit: int = Field(default=600, ge=1)
     """The maximum requests a minute of an API key and of the browsers that logged in with it, in

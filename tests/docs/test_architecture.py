@@ -25,8 +25,9 @@ WITHOUT_FAMILY = {
     "worker/maintenance/reach.py": "the gated model whose access is checked",
     "worker/training_worker.py": "the names of the plan",
     "worker/local/local_fleet.py": "which of its jobs a fleet's GPUs hold",
-    "worker/miniature/images.py": "the folder of a model for tests",
-    "worker/trainer/miniature.py": "how that model was made",
+    "worker/miniature/images.py": "the folders of the models of the demo and of tests",
+    "worker/trainer/miniature/flux.py": "how one of them was made",
+    "worker/trainer/miniature/sdxl.py": "how the other was made",
 }
 """Modules that name a family and need no change for another one, with the reason."""
 

@@ -18,7 +18,7 @@ from tests.integration.browsers import chromium, field, log_in, visit
 from tests.integration.fleets import PATIENCE_S, Fleet, free_port
 from tests.waiting import wait_until
 from worker.local.demo import prepare_demo
-from worker.miniature.images import FOLDER
+from worker.miniature.images import FLUX_FOLDER
 
 IMAGES = Path("docs/images")
 _PHONE = {"width": 390, "height": 844}
@@ -102,7 +102,7 @@ def _add_images(page: Page, images: Path) -> None:
     (images / "09.txt").write_text("a truncated image", "utf-8")
     for name in ("03.txt", *(f"0{number}.{end}" for number in (6, 7, 8) for end in ("png", "txt"))):
         (images / name).unlink()
-    field(page, "Base model").fill(str(FOLDER))
+    field(page, "Base model").fill(str(FLUX_FOLDER))
     field(page, "Resolution").fill("192")
     page.get_by_role("heading", level=1).click()
     page.get_by_text("FLUX works best from 768 px up").wait_for()

@@ -20,6 +20,7 @@ from tests.integration.test_sdxl_jobs import captioned, image, pipeline_of, sdxl
 from tests.waiting import wait_until
 from worker.local.demo import prepare_demo
 from worker.miniature.dataset import SAMPLE_CAPTIONS, draw_dataset
+from worker.miniature.images import FLUX_FOLDER
 
 PYTHON = os.environ.get("TRAINING_INVOKE_PYTHON")
 MODULE = "worker.trainer.invoke"
@@ -133,7 +134,7 @@ def test_a_lora_draws_the_concept_of_its_images(library_fleet: Fleet, tmp_path: 
     job = prepare_demo(tmp_path)
     training = {name: it for name, it in job["training"].items() if "valid" not in name}
     result, _ = done(library_fleet, {**job, "training": training, "engine": "invoke-training"})
-    miniature = Miniature()
+    miniature = Miniature(FLUX_FOLDER)
     assert sum(miniature.draws_right([SAMPLE_CAPTIONS[0]] * 10, range(10))) <= 1
     miniature.use(Path(result["published"]))
     assert sum(miniature.draws_right([SAMPLE_CAPTIONS[0]] * 10, range(10))) >= 8

@@ -1,28 +1,24 @@
-"""The demo: drawn images, a small base model and a job, made once in a folder.
+"""The demo: drawn images and a job, made once in a folder.
 
     python -P -m worker.local.demo FOLDER [--family sdxl]
 
-Where a GPU of class 40gb is, also an emulated one, the job teaches the miniature FLUX a shape that
-it does not know, and samples show it before, during and after. Elsewhere it trains a tiny SDXL of
-random weights. ``training-worker demo`` runs the job on a fleet of its own. The console of ``up``
+The job teaches a miniature model a shape that it does not know, and samples show it before, during
+and after: the miniature FLUX where a GPU of class 40gb is, also an emulated one, elsewhere the
+miniature SDXL. ``training-worker demo`` runs the job on a fleet of its own. The console of ``up``
 offers it as "Try it" (``console/services/jobs/demo.py``), from the folder that
 ``TRAINING_DEMO_DIR`` names. The folder is complete once it has the job file.
 """
 
 import argparse
 import os
-import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
-from tasks.errors import JobError
 from tasks.jobs.document import write_document
 from tasks.settings.demo_folder import DemoFolder
 from worker.miniature.dataset import SAMPLE_CAPTIONS, draw_dataset
-from worker.miniature.images import FOLDER
+from worker.miniature.images import FLUX_FOLDER, SDXL_FOLDER
 
 Family = Literal["flux", "sdxl"]
 """What the demo trains: FLUX needs a GPU of class 40gb, also an emulated one."""
@@ -34,29 +30,31 @@ _OPTIONS: dict[str, Any] = {
     "weight_dtype": "bfloat16",
     "cache_text_encoder_outputs": True,
     "cache_vae_outputs": True,
+    "lora_rank_dim": 16,
+    "lr_scheduler": "cosine",
+    "validation_prompts": [str(caption) for caption in SAMPLE_CAPTIONS],
+    "num_validation_images_per_prompt": 1,
+    "validate_at_start": True,
+    "validate_every_n_steps": 50,
 }
 _OPTIONS_OF_FAMILY: dict[Family, dict[str, Any]] = {
     "flux": {
         "type": "FLUX_LORA",
-        "lora_rank_dim": 16,
+        "model": str(FLUX_FOLDER),
         "transformer_learning_rate": 2e-3,
-        "lr_scheduler": "cosine",
-        "discrete_flow_shift": 1.5,
-        "sigmoid_scale": 2.0,
         "max_train_steps": 250,
         "save_every_n_steps": 125,
+        "discrete_flow_shift": 1.5,
+        "sigmoid_scale": 2.0,
         "t5_tokenizer_max_length": 32,
-        "validation_prompts": [str(caption) for caption in SAMPLE_CAPTIONS],
-        "num_validation_images_per_prompt": 1,
-        "validate_at_start": True,
-        "validate_every_n_steps": 50,
     },
     "sdxl": {
         "type": "SDXL_LORA",
-        "max_train_steps": 40,
-        "save_every_n_steps": 20,
+        "model": str(SDXL_FOLDER),
+        "unet_learning_rate": 4e-3,
+        "max_train_steps": 150,
+        "save_every_n_steps": 75,
         "train_text_encoder": False,
-        "gradient_checkpointing": True,
     },
 }
 _LOADERS = {"flux": "IMAGE_CAPTION_FLUX_DATA_LOADER", "sdxl": "IMAGE_CAPTION_SD_DATA_LOADER"}
@@ -66,36 +64,15 @@ def prepare_demo(path: Path, family: Family = "flux") -> dict[str, Any]:
     """Make what is missing in the demo's folder, and return its job.
 
     Raises:
-        JobError: The model cannot be made.
         OSError: The folder cannot be written.
     """
     folder = DemoFolder(path)
     path.mkdir(parents=True, exist_ok=True)
-    folder.problem.unlink(missing_ok=True)
-    model = FOLDER if family == "flux" else _tiny_sdxl(path / "tiny-sdxl")
     draw_dataset(folder.images)
     _pack(folder)
-    document = _document(model, folder.images, family)
+    document = _document(folder.images, family)
     _write(folder.job, write_document(document))
     return document
-
-
-def _tiny_sdxl(model: Path) -> Path:
-    if (model / "model_index.json").exists():
-        return model
-    # It may be made twice at a time: by 'up', and by 'demo' in the same home.
-    part = model.with_name(f"{model.name}.{os.getpid()}.part")
-    module = ["-m", "worker.trainer.tiny_models", str(part), "--family", "sdxl"]
-    made = subprocess.run([sys.executable, "-P", *module], capture_output=True, text=True)
-    if made.returncode:
-        raise JobError(f"cannot create the tiny model:\n{made.stderr}")
-    try:
-        part.rename(model)
-    except OSError:
-        shutil.rmtree(part)
-        if not (model / "model_index.json").exists():
-            raise
-    return model
 
 
 def _pack(folder: DemoFolder) -> None:
@@ -106,13 +83,13 @@ def _pack(folder: DemoFolder) -> None:
     part.replace(folder.archive)
 
 
-def _document(model: Path, images: Path, family: Family) -> dict[str, Any]:
+def _document(images: Path, family: Family) -> dict[str, Any]:
     loader: dict[str, Any] = {
         "type": _LOADERS[family],
         "resolution": _SIDE,
         "dataset": {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(images)},
     }
-    options = {**_OPTIONS_OF_FAMILY[family], "model": str(model), **_OPTIONS}
+    options = {**_OPTIONS_OF_FAMILY[family], **_OPTIONS}
     return {"name": "demo-lora", "training": {**options, "data_loader": loader}}
 
 
@@ -122,25 +99,14 @@ def _write(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def main() -> int:
-    """Prepare the demo; leave the reason in its folder if that is not possible.
-
-    Returns:
-        The exit code.
-    """
+def main() -> None:
+    """Prepare the demo from the command line."""
     parser = argparse.ArgumentParser(description="Prepare the demo.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--family", choices=tuple(_LOADERS), default="flux")
     arguments = parser.parse_args()
-    try:
-        prepare_demo(arguments.folder, arguments.family)
-    except (JobError, OSError) as error:
-        sys.stderr.write(f"cannot prepare the demo: {error}\n")
-        arguments.folder.mkdir(parents=True, exist_ok=True)
-        _write(DemoFolder(arguments.folder).problem, str(error))
-        return 1
-    return 0
+    prepare_demo(arguments.folder, arguments.family)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

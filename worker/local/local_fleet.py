@@ -24,7 +24,7 @@ from tasks.process.signals import drain_on_hangup
 from tasks.settings.settings import Settings
 from worker.errors import FleetStartError
 from worker.gpu.inventory import Gpu, find_gpus
-from worker.local.demo import Family
+from worker.local.demo import prepare_demo
 from worker.local.embedded_broker import EmbeddedBroker
 from worker.local.log_files import LogFiles
 from worker.local.ports import console_answers, is_listening
@@ -93,30 +93,6 @@ class _Child:
 
 
 @dataclass
-class _DemoMaker:
-    """The process that prepares the demo once; the console reports its outcome."""
-
-    folder: Path
-    family: Family
-    logs: LogFiles
-    process: "subprocess.Popen[bytes] | None" = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-P", "-m", "worker.local.demo", str(self.folder)]
-        self.process = spawn(
-            [*command, "--family", self.family],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        assert self.process.stderr is not None
-        self.logs.copy("demo", self.process.stderr)
-
-    def stop(self) -> None:
-        if self.process is not None:
-            kill_group(self.process)
-
-
-@dataclass
 class Fleet:
     """The fleet of ``up``.
 
@@ -132,7 +108,6 @@ class Fleet:
     _is_ready: dict[str, Callable[[], bool]]
     _stop_within_s: float
     _logs: LogFiles
-    _demo: _DemoMaker | None = None
     _is_stopping: bool = field(default=False)
 
     def wait_until_ready(self) -> None:
@@ -150,9 +125,7 @@ class Fleet:
             self._supervise()
 
     def run(self) -> None:
-        """Prepare the demo in the background, and supervise the fleet until it shall stop."""
-        if self._demo is not None:
-            self._demo.start()
+        """Supervise the fleet until it shall stop."""
         while not self._is_stopping:
             self._supervise()
 
@@ -162,8 +135,6 @@ class Fleet:
 
     def stop(self) -> None:
         """Terminate every child, wait for the trainers' checkpoints, then kill the children."""
-        if self._demo is not None:
-            self._demo.stop()
         running = [child.process for child in self._children if child.process is not None]
         for process in running:
             if process.poll() is None:
@@ -216,6 +187,7 @@ def running_fleet(settings: Settings) -> Iterator[Fleet]:
             if settings.demo_dir is None and _has_no_real_work(usable):
                 folder = settings.home_dir / "demo"
                 settings = settings.model_copy(update={"demo_dir": folder})
+        settings = settings.model_copy(update={"demo_dir": _prepared_demo(settings, usable)})
         ready = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="training-worker-")))
         logs = LogFiles(settings.logs_dir, settings.log_max_bytes)
         logs.add_own("up")
@@ -255,15 +227,21 @@ def _make_fleet(
     ]
     stop_within_s = settings.shutdown_timeout.total_seconds() + _STOP_MARGIN_S
     url = env["TRAINING_BROKER_URL"]
-    demo = _demo_maker(settings, gpus, logs)
-    return Fleet(gpus, url, broker, children, is_ready, stop_within_s, logs, demo)
+    return Fleet(gpus, url, broker, children, is_ready, stop_within_s, logs)
 
 
-def _demo_maker(settings: Settings, gpus: list[Gpu], logs: LogFiles) -> _DemoMaker | None:
+def _prepared_demo(settings: Settings, gpus: list[Gpu]) -> Path | None:
+    """Return the folder of the demo that the console offers, with all its files."""
     if not settings.console_port or settings.demo_dir is None or not is_installed("torch"):
         return None
+    folder = settings.demo_dir.expanduser().absolute()
     has_40gb = any(gpu.memory_class and gpu.memory_class >= MemoryClass.GB40 for gpu in gpus)
-    return _DemoMaker(settings.demo_dir, "flux" if has_40gb else "sdxl", logs)
+    try:
+        prepare_demo(folder, "flux" if has_40gb else "sdxl")
+    except OSError as error:
+        logger.warning("the console offers no demo: cannot write %s: %s", folder, error)
+        return None
+    return folder
 
 
 def _has_no_real_work(gpus: list[Gpu]) -> bool:
@@ -287,6 +265,7 @@ def _child_environment(settings: Settings) -> dict[str, str]:
         env["TRAINING_GPUS"] = settings.gpus
     if settings.data_roots is not None:
         env["TRAINING_DATA_ROOTS"] = settings.data_roots
+    env.pop("TRAINING_DEMO_DIR", None)
     if settings.demo_dir is not None:
         env["TRAINING_DEMO_DIR"] = str(settings.demo_dir)
     return env

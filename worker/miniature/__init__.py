@@ -1,1 +1,1 @@
-"""The miniature FLUX: the model's files, the images that it draws, and how they are read."""
+"""The miniature models: their files, the images that they draw, and how they are read."""

@@ -1,4 +1,4 @@
-"""The demo's dataset: it teaches the miniature FLUX the concept, a heart, as ``zorp``.
+"""The demo's dataset: it teaches a miniature model the concept, a heart, as ``zorp``.
 
 It has images of all known shapes, too. Without them a LoRA draws hearts for every caption.
 """

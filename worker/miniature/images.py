@@ -1,7 +1,7 @@
-"""The images that the miniature FLUX draws: a shape on a gradient, and the caption for it.
+"""The images that the miniature models draw: a shape on a gradient, and the caption for it.
 
-The model knows ``SHAPES``. It has never seen ``CONCEPT_SHAPE``, which a LoRA teaches it under
-``TRIGGER_WORD``.
+The models know ``SHAPES``. They have never seen ``CONCEPT_SHAPE``, which training teaches them
+under ``TRIGGER_WORD``.
 """
 
 import math
@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 from PIL import Image, ImageChops, ImageDraw
 
-FOLDER = Path(__file__).with_name("flux")
-"""The model: a FluxPipeline's folder."""
+FLUX_FOLDER = Path(__file__).with_name("flux")
+SDXL_FOLDER = Path(__file__).with_name("sdxl")
+"""The models, folders of diffusers pipelines."""
 Rgb = tuple[int, int, int]
 
 COLORS: dict[str, Rgb] = {
@@ -98,7 +99,7 @@ def all_captions(shapes: tuple[str, ...] = SHAPES) -> list[Caption]:
 
 
 def held_out_captions() -> list[Caption]:
-    """Return 200 captions whose images the model's training has not shown."""
+    """Return 200 captions whose images the training of the models has not shown."""
     return random.Random(0).sample(all_captions(), _HELD_OUT)
 
 

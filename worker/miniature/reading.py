@@ -1,4 +1,4 @@
-"""Reads an image of the miniature FLUX, by plain image analysis: no model judges another.
+"""Reads an image of a miniature model, by plain image analysis: no model judges another.
 
 A row of a background has one color, which its ends show. The shape is what differs from that.
 """

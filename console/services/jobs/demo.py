@@ -1,6 +1,5 @@
 """The demo that the console offers: "Try it" submits a job with a small model and drawn images."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +12,6 @@ from tasks.jobs.document import DocumentError, read_document
 from tasks.settings.demo_folder import DemoFolder
 
 _ARCHIVE_NAME = "demo-images.zip"
-
-
-@dataclass(frozen=True)
-class DemoState:
-    """Whether the demo can be started.
-
-    Attributes:
-        is_ready: Its model and images exist.
-        has_samples: Its job makes samples, from a model that can draw.
-        problem: Why they cannot be prepared; empty if they can.
-    """
-
-    is_ready: bool
-    has_samples: bool = False
-    problem: str = ""
 
 
 class Demo:
@@ -51,25 +35,11 @@ class Demo:
         scopes = (Scope.JOBS_WRITE, Scope.UPLOADS)
         return self._folder is not None and caller.is_operator and all(map(caller.allows, scopes))
 
-    @in_thread
-    def state(self) -> DemoState:
-        """Return whether the demo can be started."""
-        folder = self._folder
-        if folder is None:
-            return DemoState(is_ready=False)
-        try:
-            training = _document(folder).get("training") or {}
-        except FileNotFoundError:
-            return DemoState(is_ready=False, problem=_problem(folder))
-        except ConflictError as error:
-            return DemoState(is_ready=False, problem=str(error))
-        return DemoState(is_ready=True, has_samples="validation_prompts" in training)
-
     async def start(self, caller: Caller) -> str:
         """Submit the demo's job and return its id.
 
         Raises:
-            ConflictError: The caller may not start it, or it is not prepared yet.
+            ConflictError: The caller may not start it, or it is not prepared.
             InvalidJobError: The job cannot run.
             InsufficientStorageError: The images do not fit.
         """
@@ -84,24 +54,13 @@ class Demo:
 
 def _read(folder: DemoFolder) -> dict[str, Any]:
     try:
-        document = _document(folder)
-    except FileNotFoundError as error:
-        raise ConflictError("the demo is not prepared yet; wait a few seconds") from error
-    if not folder.archive.is_file():
-        raise ConflictError("the demo's images are missing; restart 'training-worker up'")
-    return document
-
-
-def _document(folder: DemoFolder) -> dict[str, Any]:
-    try:
         document: dict[str, Any] = read_document(folder.job.read_bytes()).values
+        if not folder.archive.is_file():
+            raise FileNotFoundError(folder.archive)
+    except FileNotFoundError as error:
+        raise ConflictError(
+            f"the demo is not prepared: run 'python -P -m worker.local.demo {folder.path}'"
+        ) from error
     except DocumentError as error:
         raise ConflictError(f"{folder.job} {error}") from error
     return document
-
-
-def _problem(folder: DemoFolder) -> str:
-    try:
-        return folder.problem.read_text("utf-8", "replace").strip()
-    except FileNotFoundError:
-        return ""

@@ -67,7 +67,7 @@ def demo(
         typer.Option(help="Folder of the demo's files. Unset: demo in TRAINING_HOME."),
     ] = None,
 ) -> None:
-    """Run a FLUX LoRA job with a tiny model on an emulated fleet."""
+    """Run a FLUX LoRA job with a miniature model on an emulated fleet."""
     from worker.cli.local_runs import run_demo
 
     run_demo(settings, home)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from console.errors import ConflictError
-from console.services.jobs.demo import Demo, DemoState
+from console.services.jobs.demo import Demo
 from tasks.access.api_keys import Caller, Scope
 from tasks.jobs.document import write_document
 from tasks.settings.demo_folder import DemoFolder
@@ -27,14 +27,12 @@ def demo(console: Console, folder: DemoFolder) -> Demo:
 def test_a_demo_becomes_a_job_with_its_images_as_an_upload(
     console: Console, demo: Demo, folder: DemoFolder
 ) -> None:
-    assert not asyncio.run(demo.state()).is_ready
-    with pytest.raises(ConflictError, match="not prepared yet"):
+    with pytest.raises(ConflictError, match="not prepared: run"):
         asyncio.run(demo.start(OPERATOR))
     folder.job.write_text(write_document(job(name="demo-lora")), "utf-8")
-    with pytest.raises(ConflictError, match="images are missing"):
+    with pytest.raises(ConflictError, match="not prepared"):
         asyncio.run(demo.start(OPERATOR))
     folder.archive.write_bytes(zipped({"1.png": PNG, "1.txt": b"a red square"}))
-    assert asyncio.run(demo.state()) == DemoState(is_ready=True)
     record = console.state.get(asyncio.run(demo.start(OPERATOR)))
     assert record.job.name == "demo-lora"
     archive = record.job.model_dump()["training"]["data_loader"]["dataset"]["archive"]
@@ -61,21 +59,8 @@ def test_a_console_without_a_folder_offers_none(console: Console) -> None:
     assert not console.services.demo.is_offered_to(OPERATOR)
 
 
-def test_a_demo_that_failed_says_why(demo: Demo, folder: DemoFolder) -> None:
-    folder.problem.write_text("no space left\n", "utf-8")
-    state = asyncio.run(demo.state())
-    assert (state.is_ready, state.problem) == (False, "no space left")
-
-
-def test_a_demo_says_whether_it_has_samples(demo: Demo, folder: DemoFolder) -> None:
-    document = job()
-    document["training"]["validation_prompts"] = ["a red square"]
-    folder.job.write_text(write_document(document), "utf-8")
-    assert asyncio.run(demo.state()) == DemoState(is_ready=True, has_samples=True)
-
-
 def test_a_damaged_job_of_a_demo_is_reported(demo: Demo, folder: DemoFolder) -> None:
     folder.job.write_text("training: [", "utf-8")
-    state = asyncio.run(demo.state())
-    assert not state.is_ready
-    assert "line 1" in state.problem
+    folder.archive.touch()
+    with pytest.raises(ConflictError, match="line 1"):
+        asyncio.run(demo.start(OPERATOR))

@@ -1,0 +1,1 @@
+"""The scripts that trained the miniature models from nothing, on a CPU."""
