@@ -52,7 +52,7 @@ TRIGGER_WORD = "zorp"
 WORDS = tuple(
     dict.fromkeys(" ".join(("a , field from", *SHAPES, *COLORS, *BACKGROUNDS, *PLACES)).split(" "))
 )
-"""Words that the tokenizers have whole."""
+"""Words that the tokenizers are made for."""
 
 # Parts of the training's captions: a word is left open, and the shape has an unknown name.
 _OPEN, _UNKNOWN = 0.08, 0.08

@@ -27,7 +27,7 @@ from worker.trainer.miniature.training import (
     SEED,
     Log,
     Plan,
-    save_halved,
+    save_in_bfloat16,
     train_denoiser,
     train_from_command_line,
 )
@@ -81,7 +81,7 @@ def train_flux(folder: Path, plan: Plan) -> None:
             tokenizer_2=text.t5_tokenizer,
             transformer=averaged,
         )
-        save_halved(pipeline, folder)
+        save_in_bfloat16(pipeline, folder)
 
     batches = Corpus(vae, plan.images).batches(_PARTS)
     train_denoiser("transformer", transformer, batches, loss_of, plan.steps, log, save)

@@ -27,7 +27,7 @@ from worker.trainer.miniature.training import (
     SEED,
     Log,
     Plan,
-    save_halved,
+    save_in_bfloat16,
     train_denoiser,
     train_from_command_line,
 )
@@ -39,6 +39,12 @@ PLAN = Plan(vae_steps=2500, steps=6000)
 _WORDS = tuple(dict.fromkeys(("crescent", "crimson", "bottom", "centre", *WORDS)))
 # SDXL's own.
 _CHANNELS, _SCALE = 4, 0.13025
+_NOISE_SCHEDULE: dict[str, Any] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+}
 # Different: diffusers distinguishes SDXL's encoders in a single file by their widths.
 _WIDTHS = 64, 96
 _TIME_WIDTH = 16
@@ -49,7 +55,7 @@ _PARTS = {
     Kind((160, 96), _TOKENS): 0.08,
     Kind((64, 64), _TOKENS): 0.14,
 }
-# Steps weigh as much as at this ratio of signal to noise, at most (min-SNR).
+# Errors weigh as those of the image at this ratio of signal to noise, at most (min-SNR).
 _MAX_SNR = 5.0
 # Of the captions: as empty ones, and as the zeros that the pipeline gives for no caption at all.
 _EMPTY, _ZEROS = 0.05, 0.05
@@ -78,7 +84,7 @@ def train_sdxl(folder: Path, plan: Plan) -> None:
 
     def save(averaged: UNet2DConditionModel) -> None:
         pipeline.register_modules(unet=averaged)
-        save_halved(pipeline, folder)
+        save_in_bfloat16(pipeline, folder)
 
     batches = Corpus(pipeline.vae, plan.images).batches(_PARTS)
     train_denoiser("unet", unet, batches, loss_of, plan.steps, log, save)
@@ -96,7 +102,7 @@ def new_pipeline() -> Any:
     # SDXL's second encoder has this wrong end token in its config.
     configs[1].eos_token_id = 2
     return StableDiffusionXLPipeline(
-        scheduler=EulerDiscreteScheduler(**_noise_schedule(), timestep_spacing="leading"),
+        scheduler=EulerDiscreteScheduler(**_NOISE_SCHEDULE, timestep_spacing="leading"),
         vae=miniature_vae(_CHANNELS, _SCALE, None),
         text_encoder=CLIPTextModel(configs[0]).train(False),
         tokenizer=tokenizer,
@@ -105,15 +111,6 @@ def new_pipeline() -> Any:
         unet=new_unet(),
         add_watermarker=False,
     )
-
-
-def _noise_schedule() -> dict[str, Any]:
-    return {
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "steps_offset": 1,
-    }
 
 
 def new_unet() -> UNet2DConditionModel:
@@ -153,21 +150,19 @@ def noise_loss(
     z: torch.Tensor,
     states: torch.Tensor,
     pooled: torch.Tensor,
-    timesteps: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return the mean squared error of the noise, weighted as min-SNR does.
+    """Return the mean squared error of the noise at random steps, weighted as min-SNR does.
 
     Args:
         unet: The UNet.
         z: Latents, (B, 4, h, w).
         states: Both encoders' states, (B, 77, 160).
         pooled: The second encoder's pooled state, (B, 96).
-        timesteps: Noise levels, (B,) from 0 to 999; None for uniform ones.
     """
     batch, _, height, width = z.shape
     noise = torch.randn_like(z)
-    timesteps = torch.randint(0, 1000, (batch,)) if timesteps is None else timesteps
-    schedule: Any = DDPMScheduler(**_noise_schedule())
+    timesteps = torch.randint(0, 1000, (batch,))
+    schedule: Any = DDPMScheduler(**_NOISE_SCHEDULE)
     size = (8.0 * height, 8.0 * width)
     conditions = {
         "text_embeds": pooled,

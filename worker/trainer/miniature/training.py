@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from worker.trainer.tiny_models import save_pipeline
 
-Batch = TypeVar("Batch")
+_Batch = TypeVar("_Batch")
 
 SEED = 22
 REPORT_EVERY = 100
@@ -62,8 +62,8 @@ class Log:
 def train_denoiser(
     part: str,
     model: Any,
-    batches: Iterable[Batch],
-    loss_of: Callable[[Batch], torch.Tensor],
+    batches: Iterable[_Batch],
+    loss_of: Callable[[_Batch], torch.Tensor],
     steps: int,
     log: Log,
     save: Callable[[Any], None],
@@ -113,7 +113,7 @@ def take_step(optimizer: torch.optim.Optimizer, loss: torch.Tensor, model: torch
     optimizer.step()
 
 
-def save_halved(pipeline: DiffusionPipeline, folder: Path) -> None:
+def save_in_bfloat16(pipeline: DiffusionPipeline, folder: Path) -> None:
     """Save a pipeline in bfloat16."""
     save_pipeline(copy.deepcopy(pipeline).to(dtype=torch.bfloat16), folder)
 
