@@ -239,7 +239,12 @@ def _prepared_demo(settings: Settings, gpus: list[Gpu]) -> Path | None:
     try:
         prepare_demo(folder, "flux" if has_40gb else "sdxl")
     except OSError as error:
-        logger.warning("the console offers no demo: cannot write %s: %s", folder, error)
+        logger.warning(
+            "the console offers no demo: cannot write %s: %s; set TRAINING_DEMO_DIR to a folder "
+            "that can be written",
+            folder,
+            error,
+        )
         return None
     return folder
 

@@ -106,31 +106,15 @@ def build_tiny_sdxl(folder: Path, *, seed: int = 0, prediction_type: str = "epsi
         tokenizer, tokenizer_2 = clip_tokenizer(), clip_tokenizer()
         # As in SDXL's second tokenizer.
         tokenizer_2.pad_token = "!"
-        unet = UNet2DConditionModel(
-            sample_size=16,
+        unet = new_unet(
+            8,
+            (_TEXT_WIDTH, _SECOND_WIDTH),
             block_out_channels=(16, 32, 32),
-            layers_per_block=2,
-            norm_num_groups=8,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
             transformer_layers_per_block=(1, 1, 2),
             attention_head_dim=(1, 2, 2),
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=8,
-            # Six numbers of size and crop, and the pooled text.
-            projection_class_embeddings_input_dim=6 * 8 + _SECOND_WIDTH,
-            cross_attention_dim=_TEXT_WIDTH + _SECOND_WIDTH,
         )
         pipeline = StableDiffusionXLPipeline(
-            scheduler=EulerDiscreteScheduler(
-                beta_start=0.00085,
-                beta_end=0.012,
-                beta_schedule="scaled_linear",
-                timestep_spacing="leading",
-                steps_offset=1,
-                prediction_type=prediction_type,
-            ),
+            scheduler=sdxl_scheduler(prediction_type),
             vae=new_vae(latent_channels=4, scaling_factor=0.13025, force_upcast=True),
             text_encoder=CLIPTextModel(clip_config(tokenizer)),
             tokenizer=tokenizer,
@@ -210,6 +194,43 @@ def new_vae(**values: Any) -> AutoencoderKL:
         }
     )
     return vae
+
+
+def new_unet(time_width: int, text_widths: tuple[int, int], **values: Any) -> UNet2DConditionModel:
+    """Make a small UNet of SDXL's blocks, with random weights.
+
+    Args:
+        time_width: Width of the embedding of each number of size and crop.
+        text_widths: Widths of both text encoders.
+        values: Other values of its config.
+    """
+    unet: UNet2DConditionModel = UNet2DConditionModel(
+        sample_size=16,
+        layers_per_block=2,
+        norm_num_groups=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=time_width,
+        # Six numbers of size and crop, and the pooled text.
+        projection_class_embeddings_input_dim=6 * time_width + text_widths[1],
+        cross_attention_dim=sum(text_widths),
+        **values,
+    )
+    return unet
+
+
+def sdxl_scheduler(prediction_type: str = "epsilon") -> Any:
+    """Make SDXL's own scheduler."""
+    return EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        timestep_spacing="leading",
+        steps_offset=1,
+        prediction_type=prediction_type,
+    )
 
 
 def clip_config(tokenizer: CLIPTokenizer, **values: Any) -> CLIPTextConfig:

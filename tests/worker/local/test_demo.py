@@ -10,7 +10,7 @@ from tasks.settings.demo_folder import DemoFolder
 from tasks.settings.settings import Settings
 from worker.gpu.inventory import declared_gpus
 from worker.local.demo import Family, prepare_demo
-from worker.local.local_fleet import _has_no_real_work, _prepared_demo
+from worker.local.local_fleet import _child_environment, _has_no_real_work, _prepared_demo
 
 
 @pytest.mark.parametrize(("family", "queue"), [("flux", "gpu.40gb"), ("sdxl", "gpu.8gb")])
@@ -43,10 +43,13 @@ def test_only_small_and_emulated_gpus_offer_a_demo(tmp_path: Path) -> None:
 
 
 def test_a_demo_that_cannot_be_written_is_not_offered(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
     settings = Settings(home=tmp_path, demo_dir=tmp_path / "file" / "demo")
     with caplog.at_level(logging.WARNING):
         assert _prepared_demo(settings, declared_gpus("40gb")) is None
     assert f"the console offers no demo: cannot write {tmp_path}/file/demo" in caplog.text
+    monkeypatch.setenv("TRAINING_DEMO_DIR", str(settings.demo_dir))
+    without = Settings(home=tmp_path, demo_dir=None, broker_url="redis://127.0.0.1:6379/0")
+    assert "TRAINING_DEMO_DIR" not in _child_environment(without)

@@ -16,7 +16,6 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
     StableDiffusionXLPipeline,
 )
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
@@ -32,19 +31,13 @@ from worker.trainer.miniature.training import (
     train_from_command_line,
 )
 from worker.trainer.miniature.vae import miniature_vae, train_vae
-from worker.trainer.tiny_models import clip_config, clip_tokenizer
+from worker.trainer.tiny_models import clip_config, clip_tokenizer, new_unet, sdxl_scheduler
 
 PLAN = Plan(vae_steps=2500, steps=6000)
 # CLIP's tokenizer has a word whole if it merges none of its letters for a word before it.
 _WORDS = tuple(dict.fromkeys(("crescent", "crimson", "bottom", "centre", *WORDS)))
 # SDXL's own.
 _CHANNELS, _SCALE = 4, 0.13025
-_NOISE_SCHEDULE: dict[str, Any] = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "steps_offset": 1,
-}
 # Different: diffusers distinguishes SDXL's encoders in a single file by their widths.
 _WIDTHS = 64, 96
 _TIME_WIDTH = 16
@@ -68,6 +61,7 @@ def train_sdxl(folder: Path, plan: Plan) -> None:
     pipeline = new_pipeline()
     train_vae(pipeline.vae, plan.vae_steps, log)
     unet = pipeline.unet
+    schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
 
     def loss_of(batch: Batch) -> torch.Tensor:
         chances = torch.rand(len(batch.captions))
@@ -78,9 +72,8 @@ def train_sdxl(folder: Path, plan: Plan) -> None:
         states, pooled = encode_captions(pipeline, captions)
         kept = (chances < 1 - _ZEROS).float()
         with sdpa_kernel(SDPBackend.MATH):
-            return noise_loss(
-                unet, batch.z, states * kept.view(-1, 1, 1), pooled * kept.view(-1, 1)
-            )
+            z, kept_states = batch.z, states * kept.view(-1, 1, 1)
+            return noise_loss(unet, schedule, z, kept_states, pooled * kept.view(-1, 1))
 
     def save(averaged: UNet2DConditionModel) -> None:
         pipeline.register_modules(unet=averaged)
@@ -102,36 +95,21 @@ def new_pipeline() -> Any:
     # SDXL's second encoder has this wrong end token in its config.
     configs[1].eos_token_id = 2
     return StableDiffusionXLPipeline(
-        scheduler=EulerDiscreteScheduler(**_NOISE_SCHEDULE, timestep_spacing="leading"),
+        scheduler=sdxl_scheduler(),
         vae=miniature_vae(_CHANNELS, _SCALE, None),
         text_encoder=CLIPTextModel(configs[0]).train(False),
         tokenizer=tokenizer,
         text_encoder_2=CLIPTextModelWithProjection(configs[1]).train(False),
         tokenizer_2=tokenizer_2,
-        unet=new_unet(),
+        unet=new_unet(
+            _TIME_WIDTH,
+            _WIDTHS,
+            block_out_channels=(32, 64, 96),
+            transformer_layers_per_block=(1, 1, 1),
+            attention_head_dim=(1, 2, 3),
+        ),
         add_watermarker=False,
     )
-
-
-def new_unet() -> UNet2DConditionModel:
-    """Make a UNet of SDXL's blocks."""
-    unet: UNet2DConditionModel = UNet2DConditionModel(
-        sample_size=16,
-        block_out_channels=(32, 64, 96),
-        layers_per_block=2,
-        norm_num_groups=8,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 1, 1),
-        attention_head_dim=(1, 2, 3),
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=_TIME_WIDTH,
-        # Six numbers of size and crop, and the pooled text.
-        projection_class_embeddings_input_dim=6 * _TIME_WIDTH + _WIDTHS[1],
-        cross_attention_dim=sum(_WIDTHS),
-    )
-    return unet
 
 
 @torch.no_grad()
@@ -147,6 +125,7 @@ def encode_captions(pipeline: Any, captions: list[str]) -> tuple[torch.Tensor, t
 
 def noise_loss(
     unet: Any,
+    schedule: Any,
     z: torch.Tensor,
     states: torch.Tensor,
     pooled: torch.Tensor,
@@ -155,6 +134,7 @@ def noise_loss(
 
     Args:
         unet: The UNet.
+        schedule: A DDPMScheduler.
         z: Latents, (B, 4, h, w).
         states: Both encoders' states, (B, 77, 160).
         pooled: The second encoder's pooled state, (B, 96).
@@ -162,7 +142,6 @@ def noise_loss(
     batch, _, height, width = z.shape
     noise = torch.randn_like(z)
     timesteps = torch.randint(0, 1000, (batch,))
-    schedule: Any = DDPMScheduler(**_NOISE_SCHEDULE)
     size = (8.0 * height, 8.0 * width)
     conditions = {
         "text_embeds": pooled,

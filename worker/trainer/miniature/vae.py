@@ -12,7 +12,7 @@ from worker.miniature.images import draw_outline
 from worker.trainer.miniature.training import REPORT_EVERY, SEED, Log, set_rate, take_step
 from worker.trainer.tiny_models import new_vae
 
-# Of latents as the encoder gives them: a deviation of 0.007, next to means that deviate by 3.
+# Of latents as the encoder gives them: a deviation of 0.007, next to means that deviate by 3 or 8.
 _LOG_VARIANCE = -10.0
 _BATCH, _RATE, _SIDE = 16, 2e-3, 64
 # Of the steps, those before the latents are scaled to zero mean and unit variance.
