@@ -29,6 +29,7 @@ from tasks.state.job_store import JobStore, StartOutcome
 from tasks.state.record import StageRecord
 from tasks.store import Store
 from tests.waiting import wait_until
+from worker.local.embedded_broker import EmbeddedBroker
 
 TENANTS = {"operator": None, "acme": "acme", "zoo": "zoo"}
 
@@ -103,6 +104,13 @@ class Served:
 class _Server(uvicorn.Server):
     def install_signal_handlers(self) -> None:
         """Install none: the server runs in a thread."""
+
+
+@pytest.fixture(scope="session")
+def broker_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A broker for the console's tests alone: pages save drafts after their tests have ended."""
+    with EmbeddedBroker(tmp_path_factory.mktemp("console-broker")) as broker:
+        yield broker.url
 
 
 @pytest.fixture(scope="session")

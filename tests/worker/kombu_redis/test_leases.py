@@ -1,5 +1,5 @@
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -28,6 +28,21 @@ def connection(broker_url: str, redis_client: Redis) -> Iterator[Any]:
     with make_connection(broker_url) as connection:
         connection.transport_cls = Transport
         yield connection
+
+
+@pytest.fixture
+def make_renewal() -> Iterator[Callable[[Any], LeaseRenewal]]:
+    """Make the step of a consumer; no thread of it outlives the test."""
+    steps: list[LeaseRenewal] = []
+
+    def make(consumer: Any) -> LeaseRenewal:
+        steps.append(LeaseRenewal(consumer))
+        return steps[-1]
+
+    yield make
+    for step in steps:
+        if step._thread is not None:
+            step._thread.stop()
 
 
 def consuming(connection: Any) -> tuple[Any, Any]:
@@ -142,7 +157,10 @@ def consumer_of(channel: Any, timeout_s: float, client: Redis) -> Any:
 
 
 def test_a_new_channel_adopts_running_messages_and_requeues_others(
-    connection: Any, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+    connection: Any,
+    redis_client: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    make_renewal: Callable[[Any], LeaseRenewal],
 ) -> None:
     old, queue = consuming(connection)
     send(connection, 3)
@@ -150,7 +168,7 @@ def test_a_new_channel_adopts_running_messages_and_requeues_others(
     done.ack()
     monkeypatch.setattr(leases, "active_requests", [SimpleNamespace(message=running)])
     consumer = consumer_of(old, 3600, redis_client)
-    step = LeaseRenewal(consumer)
+    step = make_renewal(consumer)
     step.start(consumer)
     old.close()  # as kombu does when a connection is lost
     assert set(redis_client.hkeys("unacked")) == {running.delivery_tag, waiting.delivery_tag}
@@ -169,7 +187,7 @@ def test_a_new_channel_adopts_running_messages_and_requeues_others(
 @pytest.mark.parametrize("reconnects", [False, True])
 @pytest.mark.parametrize("settle", ["ack", "requeue"])
 def test_failed_acknowledgements_are_repeated(
-    tmp_path: Path, settle: str, reconnects: bool
+    tmp_path: Path, settle: str, reconnects: bool, make_renewal: Callable[[Any], LeaseRenewal]
 ) -> None:
     make_connection: Any = Connection
     with EmbeddedBroker(tmp_path) as broker, make_connection(broker.url) as connection:
@@ -179,7 +197,7 @@ def test_failed_acknowledgements_are_repeated(
         message = queue.get()
         with connect(broker.url) as client:
             consumer = consumer_of(channel, 3600, client)
-            step = LeaseRenewal(consumer)
+            step = make_renewal(consumer)
             step.start(consumer)
             broker.stop()
             with pytest.raises(redis.ConnectionError):
@@ -199,7 +217,11 @@ def test_failed_acknowledgements_are_repeated(
 @pytest.mark.parametrize("part", ["client", "on_renewal", "on_loop_alive"])
 @pytest.mark.parametrize("error", [OSError("read-only file system"), ValueError("odd")], ids=repr)
 def test_leases_are_renewed_after_any_error(
-    connection: Any, redis_client: Redis, part: str, error: Exception
+    connection: Any,
+    redis_client: Redis,
+    part: str,
+    error: Exception,
+    make_renewal: Callable[[Any], LeaseRenewal],
 ) -> None:
     errors = [error]
 
@@ -218,7 +240,7 @@ def test_leases_are_renewed_after_any_error(
     consumer = consumer_of(channel, 1, redis_client)
     broken = {part: cast("Any", Client() if part == "client" else fail_once)}
     consumer.app.lease_options = replace(LeaseOptions(redis_client), **broken)
-    step = LeaseRenewal(consumer)
+    step = make_renewal(consumer)
     step.start(consumer)
     step.stop(consumer)  # as in a warm shutdown, in which the loop need not turn
     wait_until(lambda: not errors, timeout_s=5, description="it has failed")
@@ -232,13 +254,16 @@ def test_leases_are_renewed_after_any_error(
 
 
 def test_leases_expire_if_the_main_loop_hangs(
-    connection: Any, redis_client: Redis, caplog: pytest.LogCaptureFixture
+    connection: Any,
+    redis_client: Redis,
+    caplog: pytest.LogCaptureFixture,
+    make_renewal: Callable[[Any], LeaseRenewal],
 ) -> None:
     channel, queue = consuming(connection)
     send(connection, 1)
     held = queue.get()
     consumer = consumer_of(channel, 1, redis_client)
-    step = LeaseRenewal(consumer)
+    step = make_renewal(consumer)
     step.start(consumer)
 
     def is_renewed() -> bool:

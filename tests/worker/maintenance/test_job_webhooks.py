@@ -115,8 +115,13 @@ def deliveries(redis_client: Redis) -> WebhookDeliveries:
 
 
 @pytest.fixture
-def webhooks(redis_client: Redis, deliveries: WebhookDeliveries, receiver: Receiver) -> JobWebhooks:
-    return JobWebhooks(redis_client, deliveries, LOCAL, 1000)
+def webhooks(
+    redis_client: Redis, deliveries: WebhookDeliveries, receiver: Receiver
+) -> Iterator[JobWebhooks]:
+    webhooks = JobWebhooks(redis_client, deliveries, LOCAL, 1000)
+    yield webhooks
+    receiver.ended.set()
+    webhooks._pool.shutdown()
 
 
 Submit = Callable[..., str]

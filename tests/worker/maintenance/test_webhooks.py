@@ -75,8 +75,11 @@ def receiver() -> Iterator[Receiver]:
 
 
 @pytest.fixture
-def webhooks(redis_client: Redis, state: JobStore, receiver: Receiver) -> Webhooks:
-    return Webhooks(redis_client, state, receiver.url, [OLD, NEW])
+def webhooks(redis_client: Redis, state: JobStore, receiver: Receiver) -> Iterator[Webhooks]:
+    webhooks = Webhooks(redis_client, state, receiver.url, [OLD, NEW])
+    yield webhooks
+    receiver.ended.set()
+    webhooks._pool.shutdown()
 
 
 @pytest.fixture
