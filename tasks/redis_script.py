@@ -11,6 +11,7 @@ import hashlib
 import inspect
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from importlib.resources.abc import Traversable
 from types import NoneType, UnionType
@@ -40,6 +41,7 @@ Key: TypeAlias = Annotated[str, _KEY]
 _PLAIN = (str, int, float, bool, NoneType)
 _INCLUDE = re.compile(r"^-- include: (\S+)\n", re.MULTILINE)
 _COMMENT = re.compile(r"^ *--.*\n", re.MULTILINE)
+_WORD = re.compile(r"\w+")
 # On one line, or up to the first ``end`` at the beginning of a line.
 _FUNCTION = re.compile(
     r"^local function (\w+)\((?:[^\n]*\bend|.*?\nend)\n", re.MULTILINE | re.DOTALL
@@ -108,16 +110,13 @@ class ScriptFolder:
     ) -> None:
         self._folder = folder
         self._constants = constants
+        self._constant = re.compile(rf"\b({'|'.join(constants) or '(?!)'})\.(\w+)\b")
 
     def script(self, declaration: Callable[P, R]) -> Script[P, R]:
         """Turn a declaration into the script of its name (a decorator)."""
         code = _without_unused_functions(self._read(f"{declaration.__name__}.lua"))
-        for name, table in self._constants.items():
-            for field, value in table.items():
-                # A string literal of JSON is one of Lua too, for text without control characters;
-                # ``re`` takes the backslashes of a replacement away.
-                literal = json.dumps(value).replace("\\", "\\\\")
-                code = re.sub(rf"\b{name}\.{field}\b", literal, code)
+        # A string literal of JSON is one of Lua too, for text without control characters.
+        code = self._constant.sub(lambda it: json.dumps(self._constants[it[1]][it[2]]), code)
         return Script(declaration, code)
 
     def _read(self, name: str) -> str:
@@ -134,7 +133,9 @@ def _is_plain(hint: Any) -> bool:
 def _without_unused_functions(code: str) -> str:
     """Remove functions that are not called, which each call of the script would define."""
     code = _COMMENT.sub("", code)
+    uses = Counter(_WORD.findall(code))
     for definition in reversed(list(_FUNCTION.finditer(code))):
-        if len(re.findall(rf"\b{definition[1]}\b", code)) == 1:
+        if uses[definition[1]] == 1:
+            uses -= Counter(_WORD.findall(definition[0]))
             code = code[: definition.start()] + code[definition.end() :]
     return code

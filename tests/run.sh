@@ -20,6 +20,8 @@ fi
 "$venv/bin/lint-imports" --no-cache
 "$venv/bin/mypy" &
 types=$!
+# Hundreds of processes import the project: they find it compiled after the first one.
+unset PYTHONDONTWRITEBYTECODE
 # A file stays in one process, whose tests share fleets and models. Three processes on two cores: many
 # tests wait for leases and timeouts.
 "$venv/bin/pytest" --numprocesses 3 --dist loadfile --no-loadscope-reorder "$@"

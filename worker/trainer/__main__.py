@@ -7,6 +7,7 @@ people.
 
 import argparse
 import faulthandler
+import gc
 import importlib
 import os
 import select
@@ -15,6 +16,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import closing
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -93,8 +95,7 @@ def _serve(
     """Carry out one request."""
     try:
         request = parse_request(line)
-        # Imported here: a cache request with nothing to encode needs few libraries.
-        stage = importlib.import_module(f"{package}.{request.stage}")
+        stage = _import_stage(f"{package}.{request.stage}")
         stage.run(request, pipe.emit, stop, cache)
     except ValidationError as error:
         return _refuse(pipe, ErrorCode.INTERNAL, f"the request is not valid: {error}")
@@ -119,6 +120,18 @@ def _serve(
         # A restarted trainer may find the store available again.
         return TrainerExit.CRASHED if error.retryable else TrainerExit.REFUSED
     return TrainerExit.DONE
+
+
+def _import_stage(name: str) -> Any:
+    """Import a stage's module when it is needed: other requests need fewer libraries.
+
+    Collecting garbage meanwhile would take a sixth of the time, and find none.
+    """
+    gc.disable()
+    try:
+        return importlib.import_module(name)
+    finally:
+        gc.enable()
 
 
 def _refuse(
