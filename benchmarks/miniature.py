@@ -39,12 +39,16 @@ class Miniature:
 
     Args:
         folder: The model's folder.
+        dtype: What it computes in.
+        steps: The steps of an image.
     """
 
-    def __init__(self, folder: Path) -> None:
-        pipeline: Any = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
+    def __init__(
+        self, folder: Path, dtype: torch.dtype = torch.float32, steps: int = STEPS
+    ) -> None:
+        pipeline: Any = DiffusionPipeline.from_pretrained(folder, dtype=dtype)
         pipeline.set_progress_bar_config(disable=True)
-        self.pipeline = pipeline
+        self.pipeline, self._steps = pipeline, steps
 
     def use(self, lora: Path | None, strength: float = 1.0) -> None:
         """Load a LoRA's file instead of the one before; None leaves the base model."""
@@ -64,7 +68,7 @@ class Miniature:
                 list(captions[start : start + _BATCH]),
                 height=side,
                 width=side,
-                num_inference_steps=STEPS,
+                num_inference_steps=self._steps,
                 generator=generators,
                 **_OPTIONS[type(self.pipeline).__name__],
             ).images

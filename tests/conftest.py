@@ -25,7 +25,7 @@ os.umask(0o022)
 _SLOW = {
     "integration",
     "chaos",
-    "miniature",
+    "trainer",
     "test_broken_connections.py",
     "test_datasets.py",
     "test_images_in_browser.py",

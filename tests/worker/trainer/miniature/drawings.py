@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
-from benchmarks.miniature import Miniature
+from benchmarks.miniature import STEPS, Miniature
 from tasks.dataset import Sample
 from tasks.store import Store, image_key
 from tests.worker.trainer.runs import Images, put_dataset
@@ -20,6 +21,11 @@ from worker.miniature.reading import read, shape_overlap
 CONCEPT = SAMPLE_CAPTIONS[0]
 SEEDS = range(10)
 Drawing = tuple[Image.Image, str]
+
+
+def fast_miniature(folder: Path) -> Miniature:
+    """Load a model to draw in less than half the time: in bfloat16, with half the steps."""
+    return Miniature(folder, torch.bfloat16, STEPS // 2)
 
 
 def drawn_concept(

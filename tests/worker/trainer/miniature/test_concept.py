@@ -18,6 +18,7 @@ from tests.worker.trainer.miniature.drawings import (
     concepts_in,
     drawings_of,
     drawn_concept,
+    fast_miniature,
     overlap_of,
     stored,
 )
@@ -64,7 +65,7 @@ def family(request: pytest.FixtureRequest) -> Family:
 
 @pytest.fixture(scope="module")
 def miniature(family: Family) -> Miniature:
-    return Miniature(FOLDERS[family])
+    return fast_miniature(FOLDERS[family])
 
 
 @pytest.fixture(scope="module")
@@ -135,12 +136,12 @@ def test_a_textual_inversion_finds_a_shape_that_the_model_draws(tmp_path: Path) 
         placeholder_token=word,
         initial_phrase="a",
         train_batch_size=4,
-        max_train_steps=100,
+        max_train_steps=60,
         optimizer={"optimizer_type": "AdamW", "learning_rate": 5e-3},
         cache_vae_outputs=True,
     )
     run = run_train(data, config)
-    miniature = Miniature(SDXL_FOLDER)
+    miniature = fast_miniature(SDXL_FOLDER)
 
     def crescents() -> int:
         prompts = [str(asked._replace(shape=word))] * len(SEEDS)
@@ -170,7 +171,7 @@ def test_a_finetune_draws_the_concept_for_its_trigger_word(tmp_path: Path) -> No
         **CACHED,
     )
     run = run_train(data, config)
-    miniature = Miniature(SDXL_FOLDER)
+    miniature = fast_miniature(SDXL_FOLDER)
     miniature.pipeline.unet.load_state_dict(load_file(run.weights))
     assert concepts_in(drawn_concept(miniature, None)) >= 8
     assert sum(miniature.draws_right(held_out_captions()[:20], range(20))) >= 16

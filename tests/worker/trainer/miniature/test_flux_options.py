@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from benchmarks.miniature import Miniature
+from benchmarks.miniature import STEPS, Miniature
 from tests.worker.trainer.miniature.drawings import SEEDS, drawings_of, stored
 from tests.worker.trainer.runs import CACHED, Images, config_of, run_train
 from worker.miniature.dataset import dataset_captions
@@ -34,7 +34,7 @@ SIDE = 64
 
 @pytest.fixture(scope="module")
 def miniature() -> Miniature:
-    return Miniature(FLUX_FOLDER)
+    return Miniature(FLUX_FOLDER, steps=STEPS // 2)
 
 
 def learned_from(data: Images, *, loader: Any = None, **options: Any) -> Path:
