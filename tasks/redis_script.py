@@ -113,7 +113,11 @@ class ScriptFolder:
         self._constant = re.compile(rf"\b({'|'.join(constants) or '(?!)'})\.(\w+)\b")
 
     def script(self, declaration: Callable[P, R]) -> Script[P, R]:
-        """Turn a declaration into the script of its name (a decorator)."""
+        """Turn a declaration into the script of its name (a decorator).
+
+        Raises:
+            KeyError: The script names a constant that its table lacks.
+        """
         code = _without_unused_functions(self._read(f"{declaration.__name__}.lua"))
         # A string literal of JSON is one of Lua too, for text without control characters.
         code = self._constant.sub(lambda it: json.dumps(self._constants[it[1]][it[2]]), code)

@@ -75,6 +75,16 @@ def test_arguments_arrive_under_their_names(folder: ScriptFolder, redis_client: 
     assert call() == expected
 
 
+def test_a_constant_that_does_not_exist_is_an_error(folder: ScriptFolder, tmp_path: Path) -> None:
+    (tmp_path / "types_of.lua").write_text("return keys.prefx")
+
+    def types_of() -> str:
+        raise NotImplementedError
+
+    with pytest.raises(KeyError, match="prefx"):
+        folder.script(types_of)
+
+
 def test_each_redis_key_is_spelled_in_one_module() -> None:
     spelled = {
         str(path.relative_to(ROOT))
