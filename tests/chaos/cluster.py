@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -113,7 +114,7 @@ class Host:
         """Return when both workers take messages."""
         for kind in _WORKERS:
             wait_until(
-                self._ready(kind).exists,
+                partial(self._is_ready, kind),
                 timeout_s=_READY_WITHIN_S,
                 description=f"{self.name}-{kind} is ready",
                 detail=self.log,
@@ -147,7 +148,8 @@ class Host:
         """Return the process that runs a worker's tasks."""
         with suppress(psutil.NoSuchProcess):  # an earlier fault may have ended the worker
             for child in self.worker(kind).children():
-                return child
+                if not has_ended(child):
+                    return child
         return None
 
     def trainer(self) -> psutil.Process | None:
@@ -181,6 +183,10 @@ class Host:
     def _ready(self, kind: str) -> Path:
         return self._ready_folder / kind
 
+    def _is_ready(self, kind: str) -> bool:
+        # A worker replaces a child that was killed; its ready file stays.
+        return self._ready(kind).exists() and self.child(kind) is not None
+
 
 def _mount_small(folder: Path) -> bool:
     """Mount a disk that is small enough to be filled; return whether that succeeded."""
@@ -199,6 +205,14 @@ def _build_slow_store(folder: Path) -> Path | None:
     command = [compiler, "-shared", "-fPIC", "-Wall", "-Werror", "-o", str(library)]
     subprocess.run([*command, str(_SLOW_STORE), "-ldl"], check=True)
     return library
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """Return whether a process has ended, also if its parent has not noticed yet."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def signal_all(action: str, processes: Iterable[psutil.Process]) -> None:

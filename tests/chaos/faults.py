@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from uuid import uuid4
 
@@ -14,9 +15,10 @@ import psutil
 
 from routing.queues import SUBMIT_QUEUE
 from tasks.state.connection import connect
-from tests.chaos.cluster import Cluster, signal_all, sleep
+from tests.chaos.cluster import Cluster, has_ended, signal_all, sleep
 from tests.poison import unreadable
 from tests.refusals import REFUSALS, Refusal
+from tests.waiting import wait_until
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Fault:
 def _kill(process: psutil.Process | None) -> None:
     if process is not None:
         signal_all("kill", [process])
+        # Until then it looks like one that runs, and heal would not start another.
+        wait_until(partial(has_ended, process), timeout_s=30, description="the process has ended")
 
 
 def _worker_kind(strike: Strike) -> str:

@@ -143,8 +143,10 @@ def served(tmp_path_factory: pytest.TempPathFactory, broker_url: str) -> Iterato
 @pytest.fixture
 def console(served: Served, redis_client: Redis, state: JobStore) -> Console:
     # Each test starts with an empty broker and without uploads.
-    for folder in ("store/uploads", "console/uploads"):
-        shutil.rmtree(served.settings.home_dir / folder, ignore_errors=True)
+    home = served.settings.home_dir
+    # The console keeps its file of locks open.
+    for folder in (home / "store" / "uploads", *(home / "console" / "uploads").glob("[!.]*")):
+        shutil.rmtree(folder, ignore_errors=True)
     return Console(served, state, redis_client)
 
 
