@@ -148,7 +148,7 @@ class Host:
         """Return the process that runs a worker's tasks."""
         with suppress(psutil.NoSuchProcess):  # an earlier fault may have ended the worker
             for child in self.worker(kind).children():
-                if not has_ended(child):
+                if child.status() != psutil.STATUS_ZOMBIE:
                     return child
         return None
 
@@ -205,14 +205,6 @@ def _build_slow_store(folder: Path) -> Path | None:
     command = [compiler, "-shared", "-fPIC", "-Wall", "-Werror", "-o", str(library)]
     subprocess.run([*command, str(_SLOW_STORE), "-ldl"], check=True)
     return library
-
-
-def has_ended(process: psutil.Process) -> bool:
-    """Return whether a process has ended, also if its parent has not noticed yet."""
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def signal_all(action: str, processes: Iterable[psutil.Process]) -> None:

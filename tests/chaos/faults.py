@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 from uuid import uuid4
 
@@ -15,10 +14,11 @@ import psutil
 
 from routing.queues import SUBMIT_QUEUE
 from tasks.state.connection import connect
-from tests.chaos.cluster import Cluster, has_ended, signal_all, sleep
+from tests.chaos.cluster import Cluster, signal_all, sleep
 from tests.poison import unreadable
 from tests.refusals import REFUSALS, Refusal
-from tests.waiting import wait_until
+
+_ENDS_WITHIN_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Fault:
 def _kill(process: psutil.Process | None) -> None:
     if process is not None:
         signal_all("kill", [process])
-        # Until then it looks like one that runs, and heal would not start another.
-        wait_until(partial(has_ended, process), timeout_s=30, description="the process has ended")
+        # Until then it looks like one that runs, and heal starts no other one.
+        process.wait(_ENDS_WITHIN_S)
 
 
 def _worker_kind(strike: Strike) -> str:
@@ -89,7 +89,7 @@ def _end_worker(strike: Strike) -> None:
     host = strike.cluster.host_of(strike.job_id)
     with suppress(psutil.NoSuchProcess):
         host.worker(_worker_kind(strike)).send_signal(signal.SIGTERM)
-        host.worker(_worker_kind(strike)).wait(30)
+        host.worker(_worker_kind(strike)).wait(_ENDS_WITHIN_S)
 
 
 def _freeze(processes: list[psutil.Process], timeouts: float) -> None:
