@@ -118,6 +118,7 @@ def test_a_killed_broker_restarts_and_the_job_has_the_same_result(
     job_id = started(fleet, long_job)
     [broker] = [p for p in fleet.process_family() if p.name() == "valkey-server"]
     broker.kill()
+    broker.wait(PATIENCE_S)
     wait_until(
         lambda: find_running(fleet.home) is not None,
         timeout_s=PATIENCE_S,
