@@ -27,7 +27,8 @@ TAIL = b"\r\n--xyz--\r\n"
 
 
 def left(console: Console) -> list[Path]:
-    return list((console.settings.home_dir / "console" / "uploads").glob("*/*/*"))
+    folder = console.settings.home_dir / "console" / "uploads"
+    return [path for path in folder.rglob("*") if path.is_file() and path.name != ".locks"]
 
 
 def test_curl_uploads_a_file(console: Console, acme: httpx2.Client, tmp_path: Path) -> None:
