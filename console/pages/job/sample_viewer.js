@@ -5,8 +5,9 @@ export default {
     <div class="viewer" :id="id">
       <div v-if="steps.length > 1" class="viewer-step">
         <label :for="id + '-step'">Step</label>
-        <input :id="id + '-step'" type="range" min="0" :max="steps.length - 1" step="1"
-               v-model.number="index" :aria-valuetext="'step ' + number(step)">
+        <!-- The value follows the maximum, which limits it: v-model would set it first. -->
+        <input :id="id + '-step'" type="range" min="0" :max="steps.length - 1" step="1" :value="index"
+               :aria-valuetext="'step ' + number(step)" @input="index = Number($event.target.value)">
         <output :for="id + '-step'">{{ number(step) }}</output>
       </div>
       <p v-else-if="steps.length" class="strong">Step {{ number(step) }}</p>

@@ -46,6 +46,20 @@ def stage(console: Console, job_id: str, name: str, left: JobArtifacts, *events:
     console.state.finish_stage(job_id, token, name, done, left, None)
 
 
+def samples(console: Console, job_id: str, step: int) -> ValidationImages:
+    return ValidationImages(
+        step=step,
+        images=tuple(
+            console.keep(
+                f"jobs/{job_id}/validation/{step}-{prompt}.png",
+                f"validation-{step:06d}-{prompt}-1.png",
+                image(COLORS[step]),
+            )
+            for prompt in (1, 2)
+        ),
+    )
+
+
 def trained(console: Console, client: httpx2.Client, name: str, loss: float = 1.0) -> str:
     """A job with samples at three steps, whose files of the steps 4 and 12 are published."""
     training = {
@@ -63,20 +77,7 @@ def trained(console: Console, client: httpx2.Client, name: str, loss: float = 1.
         )
         for step in range(1, 13)
     ]  # fmt: skip
-    validations = tuple(
-        ValidationImages(
-            step=step,
-            images=tuple(
-                console.keep(
-                    f"jobs/{job_id}/validation/{step}-{prompt}.png",
-                    f"validation-{step:06d}-{prompt}-1.png",
-                    image(COLORS[step]),
-                )
-                for prompt in (1, 2)
-            ),
-        )
-        for step in STEPS
-    )
+    validations = tuple(samples(console, job_id, step) for step in STEPS)
     checkpoints = tuple(
         CheckpointSaved(
             step=step,
@@ -221,6 +222,26 @@ def test_jobs_with_confusable_titles_are_compared(acme: httpx2.Client, page: Pag
     page.goto(f"/compare?job={first}&job={second}&job={third}")
     for name in (f"dog ({second}) ({first})", f"dog ({second})", f"dog ({third})"):
         expect(page.get_by_role("link", name=name, exact=True).first).to_be_visible()
+
+
+def test_the_slider_follows_samples_as_they_arrive(
+    console: Console, acme: httpx2.Client, page: Page
+) -> None:
+    job_id = acme.post("/jobs", json=job(name="cat")).json()["id"]
+    for early in ("prepare", "cache"):
+        stage(console, job_id, early, JobArtifacts())
+    token = console.state.begin(job_id, "train", worker="w", queue="q", tag="t").token
+    made = [samples(console, job_id, step) for step in STEPS]
+    console.state.write(job_id, token, made[:2], JobArtifacts(validations=tuple(made[:2])))
+    page.goto(f"/jobs/{job_id}")
+    slider = page.get_by_role("slider", name="Step")
+    expect(slider).to_have_value("1")
+    console.state.write(job_id, token, made[2:], JobArtifacts(validations=tuple(made)))
+    expect(page.get_by_role("img", name="at step 12")).to_have_count(2)
+    expect(slider).to_have_value("2")
+    slider.press("ArrowLeft")
+    expect(page.get_by_role("img", name="at step 8")).to_have_count(2)
+    expect(slider).to_have_value("1")
 
 
 def test_selected_jobs_are_compared(console: Console, acme: httpx2.Client, page: Page) -> None:
